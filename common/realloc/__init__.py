@@ -1,0 +1,1 @@
+"""RLHF training of language models with parameter reallocation."""

@@ -1,0 +1,1 @@
+"""Advantages, losses and packing: torch tensors in and out, no process groups."""

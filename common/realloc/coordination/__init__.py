@@ -1,0 +1,1 @@
+"""etcd behind a small Store interface: leases, watches, elections, membership."""

@@ -1,0 +1,123 @@
+"""What a language model is made of: enough to build it, to lay it out and to cost it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from realloc.core.errors import InvalidInput, Problem, raise_problems
+
+
+class Head(Enum):
+    """What stands on top of the last hidden state."""
+
+    LM = "lm"
+    """A projection to the vocabulary."""
+    VALUE = "value"
+    """A projection to one number per token: critics and reward models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelArchitecture:
+    """A decoder-only transformer, in the terms of its Hugging Face configuration."""
+
+    family: str
+    """``model_type`` of the Hugging Face configuration, a key of the family tables."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: tuple[tuple[str, float], ...] = ()
+    """Llama-3 rope scaling (``factor``, ``low_freq_factor``, …); empty for none."""
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    num_experts: int = 0
+    """Experts per layer; 0 for a dense model."""
+    experts_per_token: int = 0
+    expert_intermediate_size: int = 0
+    head: Head = Head.LM
+
+    @staticmethod
+    def from_hf_config(config: Mapping[str, Any], head: Head = Head.LM) -> "ModelArchitecture":
+        """Read a Hugging Face ``config.json``.
+
+        Raises:
+            InvalidInput: a required key is missing or not a positive number.
+        """
+        family = str(config.get("model_type", ""))
+        required = (
+            "num_hidden_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "vocab_size",
+        )
+        raise_problems(
+            Problem(key, f"is {config.get(key)!r}; config.json needs a positive integer")
+            for key in required
+            if not isinstance(config.get(key), int) or config[key] < 1
+        )
+        rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+        scaling: tuple[tuple[str, float], ...] = ()
+        if rope.get("rope_type", rope.get("type", "default")) == "llama3":
+            keys = (
+                "factor",
+                "high_freq_factor",
+                "low_freq_factor",
+                "original_max_position_embeddings",
+            )
+            scaling = tuple((key, float(rope[key])) for key in keys)
+        heads = int(config["num_attention_heads"])
+        return ModelArchitecture(
+            family=family,
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            vocab_size=int(config["vocab_size"]),
+            max_position_embeddings=int(config.get("max_position_embeddings") or 2048),
+            rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rope_scaling=scaling,
+            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
+            qk_norm=family.startswith("qwen3") or family.startswith("gemma3"),
+            num_experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
+            experts_per_token=int(config.get("num_experts_per_tok") or 0),
+            expert_intermediate_size=int(
+                config.get("moe_intermediate_size") or config["intermediate_size"]
+            )
+            if config.get("num_local_experts") or config.get("num_experts")
+            else 0,
+            head=head,
+        )
+
+    def with_head(self, head: Head) -> "ModelArchitecture":
+        """The same body under another head; a value head is never tied."""
+        tied = self.tied_embeddings and head is Head.LM
+        return replace(self, head=head, tied_embeddings=tied)
+
+    @property
+    def query_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+
+def check_known_family(architecture: ModelArchitecture, known: frozenset[str]) -> None:
+    """Raise where no family table covers this model."""
+    if architecture.family not in known:
+        raise InvalidInput.at(
+            "model_type", f"{architecture.family!r} is unknown; known: {', '.join(sorted(known))}"
+        )

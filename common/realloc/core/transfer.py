@@ -1,0 +1,114 @@
+"""Transfer plans: what moves where when a model changes its layout.
+
+A *block* is a strided rectangle of a local parameter: ``rows`` runs of ``cols`` elements,
+each ``row_stride`` elements after the one before, the first at element ``start`` of the
+parameter's contiguous storage. Every box of a canonical tensor that an engine stores is
+such a block, however the engine fuses or stacks its parameters. Blocks are kept as arrays,
+not objects: a large plan has millions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A process that takes part in a transfer."""
+
+    name: str
+    """Unique name of the shard, such as ``trainer-0``."""
+    device: int
+    """Global id of the device that the process owns."""
+    node: int
+    """Index of the node that holds the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Blocks:
+    """Struct of arrays, one entry per block; see the module's text."""
+
+    tensor: Int32
+    """Index into the program's list of local parameter names."""
+    start: Int64
+    rows: Int64
+    cols: Int64
+    row_stride: Int64
+    canonical: Int32
+    """Index into the plan's list of canonical tensor names, for digests."""
+    canonical_start: Int64
+    """Element of the canonical tensor where the block begins."""
+    canonical_stride: Int64
+    """Elements from one row of the block to the next in the canonical tensor."""
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    @property
+    def num_elements(self) -> int:
+        return int((self.rows * self.cols).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Messages:
+    """What one endpoint sends (or receives), in order; blocks are packed back to back."""
+
+    peer: Int32
+    """[M] endpoint index of the other side; two messages of a pair match by their order."""
+    round: Int32
+    """[M] non-decreasing round in which the message moves."""
+    first_block: Int64
+    """[M + 1] message m is blocks first_block[m] … first_block[m + 1] − 1."""
+    blocks: Blocks
+
+    def __len__(self) -> int:
+        return len(self.peer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TransferProgram:
+    """What one endpoint does: send blocks of its source parameters, receive into others.
+
+    A block that stays in its process is a message to itself.
+    """
+
+    endpoint: int
+    source_tensors: tuple[str, ...]
+    destination_tensors: tuple[str, ...]
+    sends: Messages
+    receives: Messages
+    num_rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TransferPlan:
+    """A whole reallocation: a program per endpoint and what it costs."""
+
+    endpoints: tuple[Endpoint, ...]
+    canonical_tensors: tuple[str, ...]
+    dtype: str
+    """Element type on the way: ``float32`` or ``bfloat16``."""
+    programs: tuple[TransferProgram, ...]
+    traffic: "Traffic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes of a transfer plan, each beside the least that any plan can reach."""
+
+    total_bytes: int
+    """Bytes written at all destinations."""
+    local_bytes: int
+    """Bytes whose source lies on the destination's own device."""
+    cross_device_bytes: int
+    cross_device_bound: int
+    cross_node_bytes: int
+    cross_node_bound: int
+    busiest_send_bytes: int
+    busiest_receive_bytes: int
+    busiest_send_bound: int
+    busiest_receive_bound: int

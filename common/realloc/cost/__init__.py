@@ -1,0 +1,1 @@
+"""Seconds and bytes of calls, transfers and whole plans."""

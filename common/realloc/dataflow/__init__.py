@@ -1,0 +1,1 @@
+"""Algorithms as graphs of function calls."""

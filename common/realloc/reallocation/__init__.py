@@ -1,0 +1,1 @@
+"""Pure planning of weight movement between layouts (numpy, no process groups)."""

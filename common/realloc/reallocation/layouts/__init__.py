@@ -1,0 +1,1 @@
+"""Layout providers: which rank holds which box of which canonical tensor."""

@@ -1,0 +1,1 @@
+"""Searchers over execution plans and the exact simulator they share."""

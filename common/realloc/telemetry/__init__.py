@@ -1,0 +1,1 @@
+"""OpenTelemetry and structlog set-up; the names of all spans, metrics and attributes."""

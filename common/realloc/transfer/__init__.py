@@ -1,0 +1,1 @@
+"""Executes transfer programs over a communicator (torch.distributed)."""

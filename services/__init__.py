@@ -1,0 +1,1 @@
+"""The services: thin processes, independent of each other."""

@@ -1,0 +1,1 @@
+"""Rollouts by vLLM and rewards by user functions."""

@@ -1,0 +1,1 @@
+"""Models, layouts, versions; drives reallocations."""

@@ -1,0 +1,1 @@
+"""Execution plans from an experiment and a cluster."""

@@ -1,0 +1,1 @@
+"""Jobs: submit, queue, admit, run their iterations."""
