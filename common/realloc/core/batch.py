@@ -21,7 +21,8 @@ class RaggedArray:
     """[rows] length of each row."""
 
     def __post_init__(self) -> None:
-        assert self.values.ndim == 1 and int(self.lengths.sum()) == len(self.values)
+        assert self.values.ndim == 1
+        assert int(self.lengths.sum()) == len(self.values)
 
     @staticmethod
     def from_rows(rows: Sequence[Array], dtype: str) -> "RaggedArray":

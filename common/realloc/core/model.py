@@ -90,7 +90,7 @@ class ModelArchitecture:
             rope_scaling=scaling,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
-            qk_norm=family.startswith("qwen3") or family.startswith("gemma3"),
+            qk_norm=family.startswith(("qwen3", "gemma3")),
             num_experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
             experts_per_token=int(config.get("num_experts_per_tok") or 0),
             expert_intermediate_size=int(

@@ -1,0 +1,63 @@
+"""Settings of optimizers, losses and sampling: what an experiment may tune."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with linear warm-up and gradient clipping."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate, reached after the warm-up and then held."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the denominator of Adam's step."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PpoSettings:
+    """Proximal policy optimization with a critic (arXiv 1707.06347, 2203.02155)."""
+
+    gamma: float = 1.0
+    """Discount per token."""
+    gae_lambda: float = 0.95
+    """Bias-variance trade-off of generalised advantage estimation."""
+    clip_ratio: float = 0.2
+    """The policy ratio is clipped to 1 ± this."""
+    value_clip: float = 0.2
+    """Values move at most this far from the old ones in the clipped value loss."""
+    kl_coefficient: float = 0.05
+    """Initial weight of the per-token KL penalty to the reference."""
+    kl_target: float = 0.0
+    """Mean KL per sequence that the adaptive controller aims at; 0 keeps the weight fixed."""
+    kl_horizon: float = 10_000.0
+    """Samples over which the adaptive controller reacts."""
+    whiten_advantages: bool = True
+    """Scale advantages to mean 0 and variance 1 over the global batch."""
+    mini_batches: int = 1
+    """Optimizer steps per pass over the batch."""
+    epochs: int = 1
+    """Passes over the batch."""
+    critic_warmup_iterations: int = 0
+    """Iterations at the start in which only the critic trains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """How rollouts are sampled."""
+
+    temperature: float = 1.0
+    """Softmax temperature; 0 is greedy."""
+    max_new_tokens: int = 128
+    """Tokens after which a rollout is cut."""
+    samples_per_prompt: int = 1
+    """Rollouts per prompt, kept together as a group."""

@@ -1,0 +1,101 @@
+"""What the generation service asks of an engine. One thread owns it; see each method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from realloc.core.transfer import TransferProgram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """An engine for one architecture; weights arrive by reallocation."""
+
+    hf_config: str
+    """Text of the Hugging Face ``config.json``."""
+    tensor_parallel: int
+    max_model_len: int
+    """Longest prompt plus response in tokens."""
+    dtype: str
+    """``float32`` or ``bfloat16``."""
+    kv_cache_bytes: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One prompt to continue."""
+
+    request_id: str
+    prompt_tokens: tuple[int, ...]
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    """Makes the sample independent of what else is in the batch."""
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A finished continuation."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    """Response tokens, the stop token included."""
+    logprobs: tuple[float, ...]
+    """Of each response token, under the distribution that was sampled from."""
+    finish_reason: str
+    """``stop`` or ``length``."""
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSession:
+    """One reallocation as its endpoints see it."""
+
+    session_id: str
+    group_id: str
+    """Names the transfer world; equal for equal sets of processes."""
+    store_host: str
+    store_port: int
+    num_endpoints: int
+    canonical_tensors: tuple[str, ...]
+    dtype: str
+    timeout_seconds: float
+
+
+class GenerationEngine(Protocol):
+    """Continues prompts; takes new weights in two steps, stage and commit."""
+
+    def load(self, spec: EngineSpec) -> None: ...
+
+    def add(self, requests: Sequence[RolloutRequest]) -> None: ...
+
+    def step(self) -> Sequence[Rollout]:
+        """Advance all requests by one token; returns those that ended."""
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+    def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
+        """Per tensor-parallel rank: local shape of each parameter by vLLM name."""
+        ...
+
+    def stage_weights(
+        self, session: TransferSession, programs: Sequence[TransferProgram]
+    ) -> Sequence[Mapping[int, int]]:
+        """Receive into shadow parameters; one program per tensor-parallel rank.
+
+        Returns per rank the digest of each canonical tensor (by index), modulo 2^64.
+        """
+        ...
+
+    def commit_weights(self, weight_version: int) -> None:
+        """Copy the shadow into the live parameters; drop the prefix cache."""
+        ...
+
+    def abort_weights(self) -> None:
+        """Drop the shadow; the live parameters were never touched."""
+        ...
+
+    def close(self) -> None: ...

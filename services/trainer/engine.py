@@ -1,0 +1,110 @@
+"""What the trainer service asks of an engine. Calls are blocking and run in one thread.
+
+Every method but `parameters` is collective: each rank of the job's world calls it with the
+same model id, in the same order. A call that raises leaves the engine unusable for the job
+where its collectives were cut off; the process then exits and is started anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from realloc.core.batch import Batch
+from realloc.core.layout import Layout
+from realloc.core.model import ModelArchitecture
+from realloc.core.settings import OptimizerSettings, PpoSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobWorld:
+    """The processes of one job, one rank per device of the job."""
+
+    job_id: str
+    rank: int
+    """This process within the job's world."""
+    devices: tuple[int, ...]
+    """Global device id of each rank, ascending."""
+    store_host: str
+    store_port: int
+    """Where rank 0 serves the TCPStore of the rendezvous."""
+    timeout_seconds: float
+    """Deadline of the rendezvous and of every collective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model that the engine builds over some ranks of the world."""
+
+    model_id: str
+    """Unique within the job: ``actor``, ``critic``, ``ref``."""
+    architecture: ModelArchitecture
+    layout: Layout
+    """A Megatron layout; its devices are among the job's."""
+    checkpoint: str
+    """Hugging Face folder to load; empty for random weights."""
+    seed: int
+    """Seeds random weights (all, or only those that the checkpoint lacks: a value head)."""
+    optimizer: OptimizerSettings | None
+    """None for a model that never trains."""
+    recompute: bool = False
+    """Recompute activations in the backward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSettings:
+    """What a function call does besides its batch."""
+
+    loss: str
+    """Training: ``sft``, ``ppo_actor`` or ``ppo_critic``; inference: ``logprobs``,
+    ``values`` (one per response token) or ``score`` (one per row)."""
+    temperature: float
+    """Logits are divided by it, as the sampler did."""
+    kl_coefficient: float
+    """Present weight of the KL penalty (the controller's)."""
+    max_tokens_per_micro_batch: int
+    """Packed tokens of a forward pass; a longer row is a micro-batch of its own."""
+    ppo: PpoSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a train call reports, equal on every rank."""
+
+    metrics: Mapping[str, float]
+    """Global means (over all ranks and mini-batches): ``loss``, ``grad_norm``, …"""
+    weight_version: int
+    """Optimizer steps of the model so far."""
+
+
+class TrainerEngine(Protocol):
+    """Builds models in a layout, runs their calls, hands out their parameters."""
+
+    def start_job(self, world: JobWorld) -> None: ...
+
+    def create_model(self, spec: ModelSpec) -> None: ...
+
+    def infer(self, model_id: str, settings: CallSettings, batch: Batch) -> Batch | None:
+        """Rows of this data-parallel rank in; their results out, on one rank of each replica
+        (tensor rank 0 of the last stage), None elsewhere."""
+        ...
+
+    def train(
+        self, model_id: str, settings: CallSettings, mini_batches: Sequence[Batch]
+    ) -> TrainResult:
+        """One optimizer step per mini-batch. Each holds this data-parallel rank's rows; ranks
+        may have different numbers of rows, also none."""
+        ...
+
+    def save_checkpoint(self, model_id: str, folder: str) -> None:
+        """Write a Hugging Face folder; complete only when its marker file is there."""
+        ...
+
+    def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:
+        """This rank's parameters by Megatron name, live and contiguous."""
+        ...
+
+    def weight_version(self, model_id: str) -> int: ...
+
+    def end_job(self) -> None: ...
