@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from realloc.core.transfer import TransferProgram
+from realloc.core.transfer import TransferProgram, TransferSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,21 +47,6 @@ class Rollout:
     finish_reason: str
     """``stop`` or ``length``."""
     weight_version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferSession:
-    """One reallocation as its endpoints see it."""
-
-    session_id: str
-    group_id: str
-    """Names the transfer world; equal for equal sets of processes."""
-    store_host: str
-    store_port: int
-    num_endpoints: int
-    canonical_tensors: tuple[str, ...]
-    dtype: str
-    timeout_seconds: float
 
 
 class GenerationEngine(Protocol):

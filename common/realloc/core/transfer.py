@@ -112,3 +112,18 @@ class Traffic:
     busiest_receive_bytes: int
     busiest_send_bound: int
     busiest_receive_bound: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSession:
+    """One reallocation as its endpoints see it."""
+
+    session_id: str
+    group_id: str
+    """Names the transfer world; equal for equal sets of processes."""
+    store_host: str
+    store_port: int
+    num_endpoints: int
+    canonical_tensors: tuple[str, ...]
+    dtype: str
+    timeout_seconds: float
