@@ -61,3 +61,15 @@ class GenerationSettings:
     """Tokens after which a rollout is cut."""
     samples_per_prompt: int = 1
     """Rollouts per prompt, kept together as a group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSettings:
+    """A user's reward function and what it may use."""
+
+    function: str = ""
+    """``path/to/file.py:function_name``; empty for none."""
+    timeout_seconds: float = 10.0
+    """Wall-clock limit of one call."""
+    memory_bytes: int = 2 << 30
+    """Address space that the reward process may use."""
