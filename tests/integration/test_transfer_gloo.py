@@ -1,7 +1,7 @@
 """Two processes hand a model to two others over gloo, each an endpoint of its own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -83,8 +83,10 @@ def expected_parameters(rank: int) -> dict[str, torch.Tensor]:
 # What the processes run.
 
 
-def open_endpoint(name: str) -> tuple[str, int]:
-    _process["endpoint"] = TransferEndpoint(HOST, name)
+def open_endpoint(name: str, device: int | None) -> tuple[str, int]:
+    if "endpoint" in _process:
+        _process["endpoint"].close()
+    _process["endpoint"] = TransferEndpoint(HOST, name, device=device)
     return _process["endpoint"].store_host, _process["endpoint"].store_port
 
 
@@ -135,9 +137,10 @@ def ranks() -> Iterator[RankProcesses]:
     processes.close()
 
 
-@pytest.fixture(scope="module")
-def session(ranks: RankProcesses) -> TransferSession:
-    stores = ranks.run(open_endpoint, [(f"shard-{rank}",) for rank in range(4)])
+def open_session(ranks: RankProcesses, devices: Sequence[int | None]) -> TransferSession:
+    """New endpoints on all ranks, which meet at rank 2."""
+    names = [f"shard-{rank}" for rank in range(4)]
+    stores = ranks.run(open_endpoint, list(zip(names, devices, strict=True)))
     return TransferSession(
         session_id="1",
         group_id="first",
@@ -155,10 +158,13 @@ def programs() -> list[TransferProgram]:
     return make_programs(SHAPES, *holdings(), num_endpoints=4)
 
 
+@pytest.mark.parametrize("devices", [(None,) * 4, (0, 1, 0, 1), (0, 0, 0, 0)])
 def test_weights_arrive_bit_by_bit_and_both_sides_agree_on_their_digests(
-    ranks: RankProcesses, session: TransferSession, programs: list[TransferProgram]
+    ranks: RankProcesses, programs: list[TransferProgram], devices: tuple[int | None, ...]
 ) -> None:
-    """Two senders fill two receivers whose slices differ; the digests of all agree."""
+    """Two senders fill two receivers whose slices differ, all over the network or with
+    memory shared within devices; the digests of all agree."""
+    session = open_session(ranks, devices)
     for _ in range(2):  # the second time over the same connection
         results = ranks.run(transfer, [(session, program) for program in programs])
         for receiver in (2, 3):
@@ -172,9 +178,10 @@ def test_weights_arrive_bit_by_bit_and_both_sides_agree_on_their_digests(
 
 
 def test_digests_of_disjoint_slices_add_up_to_the_whole_tensor(
-    ranks: RankProcesses, session: TransferSession, programs: list[TransferProgram]
+    ranks: RankProcesses, programs: list[TransferProgram]
 ) -> None:
     """The receivers' halves of a tensor sum to its digest as the numpy reference gives it."""
+    session = open_session(ranks, [None] * 4)
     results = ranks.run(transfer, [(session, program) for program in programs])
     for canonical, copies in ((0, 1), (1, 1), (2, 2)):
         whole = tensor_digest(np.asarray(canonical_tensors()[canonical]))
@@ -183,9 +190,10 @@ def test_digests_of_disjoint_slices_add_up_to_the_whole_tensor(
 
 
 def test_a_killed_process_is_an_error_for_all_and_the_others_go_on(
-    ranks: RankProcesses, session: TransferSession, programs: list[TransferProgram]
+    ranks: RankProcesses, programs: list[TransferProgram]
 ) -> None:
     """Survivors learn at once who failed, keep their weights, and form a new group."""
+    session = open_session(ranks, [None] * 4)
     ranks.run(transfer, [(session, program) for program in programs])  # all are connected
     ranks.start_one(3, die, ())
     ranks.processes[3].join(10)
