@@ -93,7 +93,7 @@ def value_loss(
     Source: PPO's reference code, openai/baselines ppo2; arXiv 2005.12729, section 2.
     """
     values, old_values, returns = (_kept(x, mask) for x in (values, old_values, returns))
-    near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    near = values.clamp(old_values - value_clip, old_values + value_clip)
     plain = (values - returns).square()
     clipped = (near - returns).square()
     loss = 0.5 * torch.maximum(plain, clipped).sum()
