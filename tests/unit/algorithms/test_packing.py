@@ -37,11 +37,16 @@ def test_positions_and_boundaries_follow_the_rows(lengths, max_tokens):
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 200))
-def test_no_micro_batch_too_many(lengths, max_tokens):
-    """First-fit decreasing: at most 11/9 of the least possible number, plus 6/9."""
-    fewest = -(-sum(lengths) // max_tokens)
-    # The least possible number is at least `fewest`; two half-filled ones never remain.
-    assert len(pack_rows(lengths, max_tokens)) <= max(1, 2 * fewest)
+def test_no_two_micro_batches_would_fit_into_one(lengths, max_tokens):
+    """First-fit leaves at most one micro-batch half empty: never twice the least number."""
+    fewest_conceivable = -(-sum(lengths) // max_tokens)
+    assert len(pack_rows(lengths, max_tokens)) <= max(1, 2 * fewest_conceivable - 1)
+
+
+def test_the_limit_goes_before_the_balance():
+    """Where balancing would exceed the limit, the tight packing stays."""
+    packed = pack_rows([3, 3, 2, 2, 2], max_tokens=6)
+    assert [micro_batch.row_indices for micro_batch in packed] == [(0, 1), (2, 3, 4)]
 
 
 def test_tokens_are_balanced():
