@@ -1,0 +1,12 @@
+"""placeholder"""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Telemetry:
+    def shutdown(self) -> None: ...
+
+
+def start(**kw) -> Telemetry:
+    return Telemetry()
