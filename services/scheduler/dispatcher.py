@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -266,7 +267,7 @@ class _Activity:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            text = self._text
+            change = partial(replace, activity=self._text)
             with suppress(ReallocError):
-                await self._jobs.update(self._job_id, lambda job: replace(job, activity=text))
+                await self._jobs.update(self._job_id, change)
             await asyncio.sleep(0.25)

@@ -33,6 +33,7 @@ async def search_plan(
         ],
         cluster=to_proto(cluster, types_pb2.Cluster),
         seconds=seconds,
+        mean_prompt_tokens=sum(admission.data.lengths) / admission.data.num_rows,
     )
     best: ExecutionPlan | None = None
     async for response in stub.SearchPlan(request, timeout=seconds + 30.0):

@@ -33,7 +33,8 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
         JobState.PENDING: _ENDS | {JobState.PLANNING},
         JobState.PLANNING: _ENDS | {JobState.QUEUED},
-        JobState.QUEUED: _ENDS | {JobState.STARTING},
+        # A new leader plans a queued job again.
+        JobState.QUEUED: _ENDS | {JobState.STARTING, JobState.PLANNING},
         JobState.STARTING: _ENDS | {JobState.RUNNING},
         JobState.RUNNING: _ENDS | {JobState.SUCCEEDED},
         JobState.SUCCEEDED: frozenset(),
