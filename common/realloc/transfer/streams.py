@@ -1,0 +1,165 @@
+"""Messages as streams of chunks: what is packed, sent and unpacked at once.
+
+All messages of a pair of endpoints in one round are one *stream*: their blocks packed back to
+back. A stream is cut into chunks of a fixed number of elements. Only the number of elements
+decides where it is cut, so that both sides cut alike although their blocks differ: a slice
+that is one run here may be many rows there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from realloc.core.transfer import Int32, Int64, Messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A strided rectangle of one local parameter, and its place in a chunk."""
+
+    tensor: int
+    start: int
+    rows: int
+    cols: int
+    row_stride: int
+    offset: int
+    """Element of the chunk where the piece begins."""
+
+    @property
+    def num_elements(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def contiguous(self) -> bool:
+        return self.rows == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stream:
+    """What one pair of endpoints moves in one round."""
+
+    peer: int
+    round: int
+    tensor: Int32
+    start: Int64
+    rows: Int64
+    cols: Int64
+    row_stride: Int64
+    offset: Int64
+    """[B + 1] element of the stream where each block begins, and the stream's length."""
+
+    @property
+    def num_elements(self) -> int:
+        return int(self.offset[-1])
+
+    def num_chunks(self, chunk_elements: int) -> int:
+        return -(-self.num_elements // chunk_elements)
+
+    def pieces(self, first: int, last: int) -> Iterator[Piece]:
+        """The blocks, and parts of blocks, that elements first … last − 1 consist of."""
+        begin = int(np.searchsorted(self.offset, first, side="right")) - 1
+        end = int(np.searchsorted(self.offset, last, side="left"))
+        for block in range(begin, end):
+            offset = int(self.offset[block])
+            yield from self._cut(
+                block,
+                max(first - offset, 0),
+                min(last, int(self.offset[block + 1])) - offset,
+                max(offset, first) - first,
+            )
+
+    def _cut(self, block: int, first: int, last: int, offset: int) -> Iterator[Piece]:
+        """Elements first … last − 1 of a block, as at most three rectangles."""
+        cols, stride = int(self.cols[block]), int(self.row_stride[block])
+        while first < last:
+            row, col = divmod(first, cols)
+            whole_rows = (last - first) // cols if col == 0 else 0
+            width = cols if whole_rows else min(cols - col, last - first)
+            piece = Piece(
+                tensor=int(self.tensor[block]),
+                start=int(self.start[block]) + row * stride + col,
+                rows=max(whole_rows, 1),
+                cols=width,
+                row_stride=stride,
+                offset=offset,
+            )
+            yield piece
+            first += piece.num_elements
+            offset += piece.num_elements
+
+
+def streams_of(messages: Messages) -> list[Stream]:
+    """The streams of one endpoint's sends or receives, in order of round and peer."""
+    if len(messages) == 0:
+        return []
+    peer, rounds = messages.peer.astype(np.int64), messages.round.astype(np.int64)
+    order = np.lexsort((peer, rounds))
+    new = np.flatnonzero(
+        np.diff(rounds[order], prepend=-1) | np.diff(peer[order], prepend=-1),
+    )
+    streams = []
+    for members in np.split(order, new[1:]):
+        blocks = concatenated_ranges(
+            messages.first_block[members], messages.first_block[members + 1]
+        )
+        streams.append(_stream(messages, blocks, int(peer[members[0]]), int(rounds[members[0]])))
+    return [stream for stream in streams if stream.num_elements]
+
+
+def concatenated_ranges(first: Int64, last: Int64) -> Int64:
+    """The indices first[0] … last[0] − 1, first[1] … last[1] − 1 and so on."""
+    counts = last - first
+    shift = np.repeat(first - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+    return np.arange(int(counts.sum()), dtype=np.int64) + shift
+
+
+def _stream(messages: Messages, chosen: Int64, peer: int, round_: int) -> Stream:
+    blocks = messages.blocks
+    tensor, start = blocks.tensor[chosen], blocks.start[chosen]
+    rows, cols, stride = blocks.rows[chosen], blocks.cols[chosen], blocks.row_stride[chosen]
+    tensor, start, rows, cols, stride = coalesce(tensor, start, rows, cols, stride)
+    offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
+    return Stream(
+        peer=peer,
+        round=round_,
+        tensor=tensor,
+        start=start,
+        rows=rows,
+        cols=cols,
+        row_stride=stride,
+        offset=offset,
+    )
+
+
+def coalesce(
+    tensor: Int32, start: Int64, rows: Int64, cols: Int64, row_stride: Int64
+) -> tuple[Int32, Int64, Int64, Int64, Int64]:
+    """Merge blocks that follow each other in memory, as well as in the stream.
+
+    A rectangle without gaps becomes one run; a run that continues the one before is joined
+    to it; and rectangles of equal width that continue each other's rows become one.
+    """
+    whole = (rows > 1) & (cols == row_stride)
+    cols = np.where(whole, rows * cols, cols)
+    rows = np.where(whole, 1, rows)
+    row_stride = np.where(rows == 1, cols, row_stride)
+
+    run = rows == 1
+    joins = run[1:] & run[:-1] & (start[1:] == start[:-1] + cols[:-1])
+    head = np.flatnonzero(np.concatenate(([True], ~(joins & (tensor[1:] == tensor[:-1])))))
+    cols = np.where(run[head], np.add.reduceat(cols, head), cols[head])
+    tensor, start, rows, row_stride = tensor[head], start[head], rows[head], row_stride[head]
+    row_stride = np.where(rows == 1, cols, row_stride)
+
+    follows = (
+        (tensor[1:] == tensor[:-1])
+        & (cols[1:] == cols[:-1])
+        & (row_stride[1:] == row_stride[:-1])
+        & (rows[1:] > 1)
+        & (rows[:-1] > 1)
+        & (start[1:] == start[:-1] + rows[:-1] * row_stride[:-1])
+    )
+    head = np.flatnonzero(np.concatenate(([True], ~follows)))
+    rows = np.add.reduceat(rows, head)
+    return tensor[head], start[head], rows, cols[head], row_stride[head]
