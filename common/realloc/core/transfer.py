@@ -33,7 +33,8 @@ class Blocks:
     """Struct of arrays, one entry per block; see the module's text."""
 
     tensor: Int32
-    """Index into the program's list of local parameter names."""
+    """Index into the program's list of local parameter names. In sends, numbers from
+    ``len(source_tensors)`` on mean destination tensors: a received part is passed on."""
     start: Int64
     rows: Int64
     cols: Int64
@@ -73,7 +74,13 @@ class Messages:
 class TransferProgram:
     """What one endpoint does: send blocks of its source parameters, receive into others.
 
-    A block that stays in its process is a message to itself.
+    A block that stays in its process is a message to itself. A message's blocks, packed back
+    to back in row-major order, are the same elements in the same order on both sides; the
+    two sides may cut them into blocks differently.
+
+    Sends may also read *destination* parameters (block tensor ``len(source_tensors) + i`` is
+    ``destination_tensors[i]``): the endpoint passes on what it received at least two rounds
+    earlier, so that the packing of round k + 1 may overlap the transfer of round k.
     """
 
     endpoint: int
@@ -99,6 +106,11 @@ class TransferPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """Bytes of a transfer plan, each beside the least that any plan can reach."""
+
+    # A byte that the destination's device (node) already holds need not cross; each distinct
+    # byte must enter a node that lacks it once. The busiest link is the device that sends
+    # (receives) most bytes to (from) other devices; its bound is the least maximum that any
+    # spread over the replicas reaches.
 
     total_bytes: int
     """Bytes written at all destinations."""
