@@ -20,6 +20,7 @@ from typing import Any
 
 from realloc.core.errors import InvalidInput, JobFailed, Problem, raise_problems
 from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, Rollout, RolloutRequest
 
 _DTYPES = ("float32", "bfloat16")
@@ -29,13 +30,19 @@ _MAX_SEED = 2**63 - 1
 class VllmEngine:
     """A `GenerationEngine`. vLLM is imported by `load`, in the thread that loads."""
 
-    def __init__(self, *, rpc_timeout_seconds: float = 600.0) -> None:
+    def __init__(
+        self, *, name: str, transfer_host: str, rpc_timeout_seconds: float = 600.0
+    ) -> None:
         """Build nothing yet.
 
         Args:
+            name: name of the shard, for errors.
+            transfer_host: address of this machine that the sources of weights can connect to.
             rpc_timeout_seconds: longest that a call on the worker processes may take
                 (tensor parallel engines only; with one rank the call is a plain one).
         """
+        self._name = name
+        self._transfer_host = transfer_host
         self._rpc_timeout_seconds = rpc_timeout_seconds
         self._spec: EngineSpec | None = None
         self._llm: Any = None
@@ -53,6 +60,7 @@ class VllmEngine:
         prepare_environment()
         self._llm = _build(spec)
         self._llm.llm_engine.set_weight_version("0")
+        self._on_ranks("realloc_open", self._transfer_host, self._name)
         self._spec = spec
 
     def add(self, requests: Sequence[RolloutRequest]) -> None:
@@ -88,15 +96,15 @@ class VllmEngine:
 
     def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
         """Per tensor-parallel rank: local shape of each parameter by vLLM name."""
-        return self._on_ranks("realloc_parameter_shapes")
+        return self._on_ranks("realloc_shapes")
 
     def stage_weights(
         self, session: TransferSession, programs: Sequence[TransferProgram]
-    ) -> Sequence[Mapping[int, int]]:
+    ) -> Sequence[TransferReport]:
         """Receive into shadow parameters; one program per tensor-parallel rank.
 
-        Returns per rank the digest of each canonical tensor (by index), modulo 2^64. After
-        an error nothing is staged.
+        Returns what each rank did, with the digest of each canonical tensor that it holds.
+        After an error nothing is staged on any rank.
         """
         try:
             return self._on_ranks("realloc_stage", session, tuple(programs))
@@ -125,6 +133,8 @@ class VllmEngine:
             return
         from vllm.distributed import cleanup_dist_env_and_memory
 
+        if self._spec is not None:
+            self._on_ranks("realloc_close")
         llm, self._llm, self._spec = self._llm, None, None
         llm.llm_engine.engine_core.shutdown()
         del llm

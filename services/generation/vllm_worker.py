@@ -6,7 +6,7 @@ and mixes `WorkerExtension` into its worker class; the methods are called by nam
 the others unread, so each call returns an `Outcome`, never raises.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +30,33 @@ class Outcome:
 class WorkerExtension:
     """Mixed into vLLM's worker class; all names begin with ``realloc_``."""
 
+    # What vLLM's worker has.
+    rank: int
     model_runner: Any
+
     _realloc_receiver: WeightReceiver | None = None
 
-    def realloc_parameter_shapes(self) -> Outcome:
+    def realloc_open(self, transfer_host: str, name: str) -> Outcome:
+        """Make this rank's parameters ready to be replaced; call it once, after the load."""
+
+        def work() -> None:
+            self._realloc_receiver = WeightReceiver(
+                dict(self.model_runner.model.named_parameters()),
+                transfer_host=transfer_host,
+                name=f"{name}/{self.rank}",
+            )
+
+        return _outcome(work)
+
+    def realloc_shapes(self) -> Outcome:
         """Local shape of each parameter by vLLM name."""
         return _outcome(lambda: self._receiver().shapes())
 
     def realloc_stage(
         self, session: TransferSession, programs: Sequence[TransferProgram]
     ) -> Outcome:
-        """Receive this rank's program into the shadow; the digest per canonical tensor."""
-        return _outcome(
-            lambda: self._receiver().stage(session, programs[self.rank])  # type: ignore[attr-defined]
-        )
+        """Receive this rank's program into the shadow; a `TransferReport`."""
+        return _outcome(lambda: self._receiver().stage(session, programs[self.rank]))
 
     def realloc_commit(self) -> Outcome:
         """Copy the shadow into the live parameters."""
@@ -58,9 +71,7 @@ class WorkerExtension:
         return _outcome(lambda: self._receiver().close())
 
     def _receiver(self) -> WeightReceiver:
-        if self._realloc_receiver is None:
-            live: Mapping[str, torch.Tensor] = dict(self.model_runner.model.named_parameters())
-            self._realloc_receiver = WeightReceiver(live)
+        assert self._realloc_receiver is not None
         return self._realloc_receiver
 
 
