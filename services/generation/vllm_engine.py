@@ -278,8 +278,7 @@ def _rollout(output: Any) -> Rollout:
         request_id=output.request_id,
         tokens=tokens,
         logprobs=tuple(
-            entry[token].logprob
-            for token, entry in zip(tokens, completion.logprobs, strict=True)
+            entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)
         ),
         finish_reason=completion.finish_reason,
         weight_version=int(completion.weight_versions[0].version),
