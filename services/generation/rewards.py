@@ -86,9 +86,7 @@ class RewardFunction:
             for index in remaining:
                 rewards[index] = await self._score_row(rows[index])
 
-        workers = [
-            asyncio.create_task(work()) for _ in range(min(self._num_processes, len(rows)))
-        ]
+        workers = [asyncio.create_task(work()) for _ in range(min(self._num_processes, len(rows)))]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -115,9 +113,7 @@ class RewardFunction:
         child = await self._slots.get()
         try:
             child = await self._ready(child)
-            return await child.call(
-                request, where=row.where, timeout_seconds=self._timeout_seconds
-            )
+            return await child.call(request, where=row.where, timeout_seconds=self._timeout_seconds)
         finally:
             self._slots.put_nowait(child)
 
