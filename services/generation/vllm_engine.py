@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from realloc.core.errors import InvalidInput, JobFailed, Problem, raise_problems
+from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, Rollout, RolloutRequest
@@ -58,6 +59,7 @@ class VllmEngine:
         _check_spec(spec)
         self.close()
         prepare_environment()
+        _check_head_size(spec)
         self._llm = _build(spec)
         self._llm.llm_engine.set_weight_version("0")
         self._on_ranks("realloc_open", self._transfer_host, self._name)
@@ -224,10 +226,23 @@ def _check_spec(spec: EngineSpec) -> None:
     raise_problems(problems)
 
 
+def _check_head_size(spec: EngineSpec) -> None:
+    """Refuse what vLLM would build and then die of at the first step."""
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size = ModelArchitecture.from_hf_config(json.loads(spec.hf_config)).head_dim
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if current_platform.is_cpu() and size not in supported:
+        sizes = ", ".join(map(str, supported))
+        raise InvalidInput.at("head_dim", f"is {size}; vLLM's CPU attention supports {sizes}")
+
+
 def _build(spec: EngineSpec) -> Any:
     import torch
     from vllm import LLM
 
+    dtype: Any = spec.dtype  # vLLM's type is a list of literals
     with tempfile.TemporaryDirectory(prefix="realloc-engine-") as folder:
         Path(folder, "config.json").write_text(spec.hf_config)
         try:
@@ -236,7 +251,7 @@ def _build(spec: EngineSpec) -> Any:
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 generation_config="vllm",  # sampling is what the request says, nothing else
-                dtype=spec.dtype,
+                dtype=dtype,
                 seed=spec.seed & 0xFFFF_FFFF,
                 tensor_parallel_size=spec.tensor_parallel,
                 distributed_executor_backend="uni" if spec.tensor_parallel == 1 else "mp",

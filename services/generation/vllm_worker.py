@@ -91,7 +91,7 @@ def _keep_parameters_live() -> None:
     weights would have nowhere to go. On other platforms the parameters stay.
     """
 
-    def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
+    def plain(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     if current_platform.is_cpu():

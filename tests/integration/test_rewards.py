@@ -12,7 +12,7 @@ from realloc.core.errors import InvalidInput, JobFailed
 from realloc.core.reward_function import check_reward_function
 from services.generation.rewards import RewardFunction, RewardRow
 
-USER_CODE = '''
+USER_CODE = """
 import os, subprocess, sys, time
 
 CALLS = 0
@@ -66,7 +66,7 @@ def grandchild(prompt, response, ground_truth):
 
 def result(prompt, response, ground_truth):
     return eval(response)
-'''
+"""
 
 
 def make(tmp_path: Path, function: str, code: str = USER_CODE, **limits: float) -> RewardFunction:
@@ -91,7 +91,11 @@ def run(function: RewardFunction, work: Callable[[RewardFunction], Awaitable[obj
 
 def row(response: str, **fields: object) -> RewardRow:
     return RewardRow(
-        prompt="1+1=", response=response, ground_truth="2", fields=fields, where=f"in row {response}"
+        prompt="1+1=",
+        response=response,
+        ground_truth="2",
+        fields=fields,
+        where=f"in row {response}",
     )
 
 
@@ -151,7 +155,9 @@ def test_a_function_that_never_returns_is_killed_and_replaced(tmp_path: Path) ->
     async def work(function: RewardFunction) -> list[float]:
         await function.start()
         began = time.monotonic()
-        with pytest.raises(JobFailed, match=r"user.py:hangs did not return within 0.5 s in row bad"):
+        with pytest.raises(
+            JobFailed, match=r"user.py:hangs did not return within 0.5 s in row bad"
+        ):
             await function.score([row("bad")])
         assert time.monotonic() - began < 3
         return await function.score([row("good")])
@@ -219,9 +225,15 @@ def test_closing_leaves_no_process_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import no_such_module\ndef reward(**fields): return 0", "ModuleNotFoundError at user.py, line 1"),
+        (
+            "import no_such_module\ndef reward(**fields): return 0",
+            "ModuleNotFoundError at user.py, line 1",
+        ),
         ("def reward(**fields): return 0\nreward = 3", "reward is a int, not a function"),
-        ("raise SystemExit\ndef reward(**fields): return 0", "raised SystemExit at user.py, line 1"),
+        (
+            "raise SystemExit\ndef reward(**fields): return 0",
+            "raised SystemExit at user.py, line 1",
+        ),
     ],
 )
 def test_a_file_that_does_not_load_fails_at_start(tmp_path: Path, code: str, message: str) -> None:

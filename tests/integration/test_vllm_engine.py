@@ -133,13 +133,13 @@ def session(
     )
 
 
-def stage(cluster: Cluster, checkpoint: Checkpoint, *, group: str, tensor_parallel: int = 1) -> None:
+def stage(
+    cluster: Cluster, checkpoint: Checkpoint, *, group: str, tensor_parallel: int = 1
+) -> None:
     """Transfer a checkpoint's weights into the shadow; the digests of both sides agree."""
     transfer = plan(checkpoint, tensor_parallel)
     meeting = session(cluster, transfer, group=group)
-    cluster.start(
-        TRAINER, vllm_process.send, meeting, transfer.programs[0], str(checkpoint.folder)
-    )
+    cluster.start(TRAINER, vllm_process.send, meeting, transfer.programs[0], str(checkpoint.folder))
     received = cluster.on(GENERATION, vllm_process.stage, meeting, list(transfer.programs[1:]))
     sent = cluster.result(TRAINER)
     assert {
@@ -202,8 +202,14 @@ def worst_difference(
     model: Any, asked: list[RolloutRequest], rollouts: dict[str, Rollout]
 ) -> float:
     return max(
-        float((hf_logprobs(model, one, rollouts[one.request_id])
-               - torch.tensor(rollouts[one.request_id].logprobs)).abs().max())
+        float(
+            (
+                hf_logprobs(model, one, rollouts[one.request_id])
+                - torch.tensor(rollouts[one.request_id].logprobs)
+            )
+            .abs()
+            .max()
+        )
         for one in asked
     )
 
@@ -429,6 +435,10 @@ def test_wrong_requests_are_all_named_and_none_begins(
     [
         ({"hf_config": "{"}, "hf_config: is not JSON"),
         ({"hf_config": "{}"}, "hf_config: names no architectures"),
+        (
+            {"hf_config": json.dumps(tiny_config("llama", head_dim=16))},
+            "head_dim: is 16; vLLM's CPU",
+        ),
         ({"dtype": "int8"}, "dtype: is 'int8'; use float32 or bfloat16"),
         ({"tensor_parallel": 0, "max_model_len": -1}, "tensor_parallel.*max_model_len"),
         (

@@ -29,7 +29,9 @@ def test_a_function_is_found_by_relative_and_absolute_path(root: Path) -> None:
     assert str(relative) == "good.py:reward"
 
 
-@pytest.mark.parametrize("given", ["../outside.py", "{parent}/outside.py", "link.py", "dir/outside.py"])
+@pytest.mark.parametrize(
+    "given", ["../outside.py", "{parent}/outside.py", "link.py", "dir/outside.py"]
+)
 def test_no_way_leads_out_of_the_roots(root: Path, given: str) -> None:
     """Neither dots nor absolute paths nor symbolic links to files or folders."""
     (root / "link.py").symlink_to(root.parent / "outside.py")
