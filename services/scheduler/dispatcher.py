@@ -10,6 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -44,8 +45,8 @@ class DispatcherSettings:
     """What the operator sets."""
 
     cluster: Cluster
-    user_roots: tuple[str, ...]
-    """Folders that reward functions may lie in; empty allows any."""
+    reward_roots: tuple[Path, ...]
+    """Folders that reward functions may lie in."""
     search_seconds: float
     """Longest plan search."""
     member_timeout_seconds: float
@@ -114,7 +115,7 @@ class Dispatcher:
             admit,
             job.experiment,
             self._settings.cluster,
-            user_roots=self._settings.user_roots,
+            reward_roots=self._settings.reward_roots,
         )
         with JobSpans(job.job_id, job.experiment.algorithm) as spans:
             await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)

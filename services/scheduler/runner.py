@@ -276,6 +276,7 @@ class JobRunner:
                 layout=to_proto(layout, types_pb2.Layout),
                 checkpoint="" if settings.random_weights else settings.checkpoint,
                 seed=self._experiment.seed,
+                tokenizer=settings.checkpoint,
             )
             if model.trains:
                 message.optimizer.CopyFrom(

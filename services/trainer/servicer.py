@@ -77,8 +77,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> pb.CreateModelResponse:
         self._job(request.job_id)
         spec = await self._or_skip(request.sequence, lambda: _model_spec(request))
-        if request.checkpoint and self._data is None:
-            self._data = DataSource(Tokenizer.load(request.checkpoint))
+        if self._data is None:
+            self._data = await self._or_skip(
+                request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
+            )
         await self._run(request.sequence, lambda: self._engine.create_model(spec))
         return pb.CreateModelResponse()
 

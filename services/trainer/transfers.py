@@ -24,7 +24,7 @@ class TrainerTransfers:
         """Host and port of this shard's store."""
         return self._endpoint.store_host, self._endpoint.store_port
 
-    def check(self, prepared: PreparedTransfer) -> None:
+    async def check(self, prepared: PreparedTransfer) -> None:
         """Refuse what this rank cannot send.
 
         Raises:

@@ -37,7 +37,7 @@ class TransferParty(Protocol):
         """Host and port where this shard hosts transfer worlds."""
         ...
 
-    def check(self, prepared: PreparedTransfer) -> None:
+    async def check(self, prepared: PreparedTransfer) -> None:
         """Refuse programs that do not fit the parameters; move nothing."""
         ...
 
@@ -85,7 +85,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
                 for index, program in enumerate(request.programs)
             ],
         )
-        self._party.check(prepared)
+        await self._party.check(prepared)
         self._prepared[session.session_id] = prepared
         return pb.PrepareTransferResponse()
 
