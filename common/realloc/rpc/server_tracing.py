@@ -52,10 +52,17 @@ def traced_calls(tracer: Tracer) -> AroundCall:
 
 def _failed(span: Span, error: BaseException, context: Any) -> grpc.StatusCode:
     if isinstance(error, grpc.aio.AbortError):
-        code, text = _codes.get(context.code(), grpc.StatusCode.UNKNOWN), context.details()
+        code, text = _code(context.code()), context.details()
     elif isinstance(error, asyncio.CancelledError | GeneratorExit):
         code, text = grpc.StatusCode.CANCELLED, "cancelled by the client, its deadline or a drain"
     else:
         code, text = grpc.StatusCode.UNKNOWN, type(error).__name__
     span.set_status(Status(StatusCode.ERROR, text or code.name))
     return code
+
+
+def _code(found: Any) -> grpc.StatusCode:
+    """grpc keeps whatever the handler set: the number or the member."""
+    if isinstance(found, grpc.StatusCode):
+        return found
+    return _codes.get(found, grpc.StatusCode.UNKNOWN)
