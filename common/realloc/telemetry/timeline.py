@@ -1,6 +1,6 @@
 """Recorded spans as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
 
-    json.dump(chrome_trace(read_spans(trace_dir, trace_id)), file)
+    Path("trace.json").write_bytes(trace_events(trace_dir, trace_id))
 
 One process of the timeline per service instance; one thread per lane (the attribute
 ``realloc.lane``) or, where spans of a lane overlap without one containing the other, as many
@@ -8,12 +8,14 @@ as that takes: on one thread spans are nested or apart, and a span lies only ins
 ancestors. Arrows go from a call to its execution in another process. Standard library only.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from realloc.telemetry.names import Attribute
-from realloc.telemetry.recorded import RecordedSpan
+from realloc.telemetry.recorded import RecordedSpan, read_spans
 
 Event = dict[str, Any]
 
@@ -60,6 +62,11 @@ class _Process:
         label = lane or "main"
         rows.append(_Row(label if not rows else f"{label} {len(rows) + 1}", thread))
         return rows[-1]
+
+
+def trace_events(trace_dir: str | Path, trace_id: str) -> bytes:
+    """A whole trace as UTF-8 JSON text; one without events where nothing was recorded."""
+    return json.dumps(chrome_trace(read_spans(trace_dir, trace_id))).encode()
 
 
 def chrome_trace(spans: Sequence[RecordedSpan]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realloc.telemetry.recorded import RecordedSpan, read_spans
-from realloc.telemetry.timeline import chrome_trace
+from realloc.telemetry.timeline import chrome_trace, trace_events
 
 
 def recorded(
@@ -156,3 +156,5 @@ def test_half_written_lines_and_other_traces_are_left_out(tmp_path: Path) -> Non
     assert found.attributes == {"i": 3, "l": [True]}
     assert found.seconds == 2e-9
     assert read_spans(tmp_path, "cc") == ()
+    assert len(slices(json.loads(trace_events(tmp_path, "bb")))) == 1
+    assert json.loads(trace_events(tmp_path, "cc"))["traceEvents"] == []
