@@ -17,7 +17,7 @@ from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.core.errors import Conflict, NotFound, ReallocError, Unavailable
 from realloc.core.transfer import Traffic, TransferPlan, TransferSession
-from realloc.telemetry import names
+from realloc.telemetry.names import Attribute, Span
 from realloc.wire.convert import to_proto
 from services.param_store.model import Model, PlacedLayout
 from services.param_store.phases import Phase, PhaseClock
@@ -113,11 +113,11 @@ class Reallocator:
         clock = PhaseClock(time.monotonic())
         model = await self._registry.get(order.job_id, order.model_id)
         with self._tracer.start_as_current_span(
-            names.REALLOCATION,
+            Span.REALLOCATION,
             attributes={
-                names.JOB_ID: order.job_id,
-                names.MODEL_ID: order.model_id,
-                names.WEIGHT_VERSION: order.weight_version,
+                Attribute.JOB_ID: order.job_id,
+                Attribute.MODEL_ID: order.model_id,
+                Attribute.WEIGHT_VERSION: order.weight_version,
             },
         ) as span:
             nodes = self._nodes((*model.source.shards, *order.target.shards))
@@ -130,7 +130,7 @@ class Reallocator:
                 order.job_id, order.model_id, order.target, order.weight_version
             )
             seconds = time.monotonic() - clock.started
-            span.set_attribute(names.BYTES, plan.traffic.total_bytes)
+            span.set_attribute(Attribute.MOVED_BYTES, plan.traffic.total_bytes)
         log.info(
             "weights reallocated",
             model=order.model_id,
@@ -161,19 +161,20 @@ class Reallocator:
     ) -> int:
         """All phases; the number of digests that agreed. Any failure before the commit aborts."""
         try:
-            with self._tracer.start_as_current_span(names.PREPARE):
+            with self._tracer.start_as_current_span(Span.REALLOCATION_PREPARE):
                 await self._prepare(order, session, plan, participants)
             clock.enter(Phase.TRANSFERRING, time.monotonic())
-            with self._tracer.start_as_current_span(names.TRANSFER):
+            with self._tracer.start_as_current_span(Span.REALLOCATION_TRANSFER):
                 reports = await self._execute(order, session, participants)
             clock.enter(Phase.VERIFYING, time.monotonic())
-            num_digests = verify_digests(reports, plan)
+            with self._tracer.start_as_current_span(Span.REALLOCATION_VERIFY):
+                num_digests = verify_digests(reports, plan)
             clock.enter(Phase.COMMITTING, time.monotonic())
         except BaseException:
             clock.enter(Phase.ABORTED, time.monotonic())
             await self._abort(session, participants)
             raise
-        with self._tracer.start_as_current_span(names.COMMIT):
+        with self._tracer.start_as_current_span(Span.REALLOCATION_COMMIT):
             await self._commit(order, session, participants)
         clock.enter(Phase.COMMITTED, time.monotonic())
         return num_digests

@@ -8,7 +8,7 @@ from typing import Self
 from opentelemetry import trace
 
 from realloc.dataflow.graph import FunctionCall
-from realloc.telemetry import names
+from realloc.telemetry.names import Attribute, Span
 
 
 class JobSpans:
@@ -17,9 +17,9 @@ class JobSpans:
     def __init__(self, job_id: str, algorithm: str) -> None:
         self._tracer = trace.get_tracer(__name__)
         self._scope = self._tracer.start_as_current_span(
-            names.JOB,
+            Span.JOB,
             context=trace.set_span_in_context(trace.INVALID_SPAN),
-            attributes={names.JOB_ID: job_id, names.ALGORITHM: algorithm},
+            attributes={Attribute.JOB_ID: job_id, Attribute.ALGORITHM: algorithm},
         )
         self.trace_id = ""
         """32 hexadecimal digits."""
@@ -41,7 +41,7 @@ class JobSpans:
     def iteration(self, iteration: int) -> Iterator[None]:
         """The span of one iteration."""
         with self._tracer.start_as_current_span(
-            names.ITERATION, attributes={names.ITERATION_NUMBER: iteration}
+            Span.ITERATION, attributes={Attribute.ITERATION: iteration}
         ):
             yield
 
@@ -49,12 +49,12 @@ class JobSpans:
     def call(self, call: FunctionCall, iteration: int) -> Iterator[None]:
         """The span of one function call."""
         with self._tracer.start_as_current_span(
-            names.FUNCTION_CALL,
+            Span.FUNCTION_CALL,
             attributes={
-                names.CALL_NAME: call.name,
-                names.CALL_KIND: call.kind.value,
-                names.MODEL_ID: call.model,
-                names.ITERATION_NUMBER: iteration,
+                Attribute.CALL: call.name,
+                Attribute.CALL_KIND: call.kind.value,
+                Attribute.MODEL_ID: call.model,
+                Attribute.ITERATION: iteration,
             },
         ):
             yield
