@@ -48,6 +48,8 @@ class ModelSpec:
     """Seeds random weights (all, or only those that the checkpoint lacks: a value head)."""
     optimizer: OptimizerSettings | None
     """None for a model that never trains."""
+    initializer_range: float = 0.02
+    """Standard deviation of random weights, as the Hugging Face configuration names it."""
     recompute: bool = False
     """Recompute activations in the backward pass."""
 
