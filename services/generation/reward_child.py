@@ -91,7 +91,8 @@ class RewardChild:
             os.killpg(self._process.pid, signal.SIGKILL)
         # Standard error ends late where a grandchild in a session of its own holds it.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _KILL_SECONDS)
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self._process.wait()
         self._drain.cancel()
         await asyncio.gather(self._drain, return_exceptions=True)
 

@@ -187,7 +187,9 @@ class RolloutWorker:
                 f"{_MAX_COMMANDS} calls wait for the generation engine; try later"
             ) from None
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(command.future), timeout_seconds)
+            # Not wait_for: Python 3.11's loses a cancellation that meets the result.
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.wrap_future(command.future)
         except TimeoutError:
             raise Unavailable(
                 f"the generation engine did not answer within {timeout_seconds:g} s"
