@@ -1,18 +1,20 @@
 """Compilation of the hot functions: once per machine and user, then read from a cache.
 
-numba keeps compiled functions under ``$NUMBA_CACHE_DIR`` where that is set, else under
+Compiled functions are kept under ``$NUMBA_CACHE_DIR`` where that is set, else under
 ``$XDG_CACHE_HOME/realloc/numba`` (``~/.cache/realloc/numba``), else, where that cannot be
-written, in the directory for temporary files.
+written, in the directory for temporary files. The folder carries a digest of this package's
+sources: numba looks only at the file of the function itself, not at those it inlines.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-import numba
-from numba.core import config as numba_config
+import numba  # type: ignore[import-untyped]  # numba ships no types
+from numba.core import config  # type: ignore[import-untyped]  # the same
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,20 +29,38 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], numba.njit(cache=True, error_model="numpy")(function))
 
 
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Like `compiled`, for a function that only compiled ones call and that they take in whole.
+
+    A space is some sixty numbers, which a call would copy.
+    """
+    options: dict[str, Any] = {"cache": True, "error_model": "numpy", "forceinline": True}
+    return cast(Callable[P, R], numba.njit(**options)(function))
+
+
 def _use_cache_directory() -> None:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = root / "realloc" / "numba"
+    config.CACHE_DIR = str(_cache_root() / _digest_of_sources())
+
+
+def _cache_root() -> Path:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        writable = os.access(directory, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        directory = Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
-    settings: Any = numba_config
-    settings.CACHE_DIR = str(directory)
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = Path(home) / "realloc" / "numba"
+        root.mkdir(parents=True, exist_ok=True)
+        if os.access(root, os.W_OK):
+            return root
+    except (OSError, RuntimeError):  # no home directory, or one that cannot be written
+        pass
+    return Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
+
+
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 _use_cache_directory()

@@ -5,6 +5,7 @@ each call that may need a reallocation has one more, just before its own; so slo
 work is committed among equal ready times.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,110 +19,194 @@ Floats = NDArray[np.float64]
 
 
 class Space(NamedTuple):
-    """Arrays over calls (C), slots (S) and options (O); models are numbered from 0 up."""
+    """Sizes of a problem, and where each of its arrays begins in `Tables.ints` or `.reals`.
+
+    Only numbers, because compiled code hands a tuple of numbers on for nothing, where a tuple
+    of arrays costs a reference count per array and call.
+    """
 
     num_calls: int
     num_slots: int
     slot_shift: int
     """Slots are padded to 2 ** slot_shift, at least 8."""
+    num_window: int
+    """Calls where the graph has windows (see `realloc.search.windows`), else 0."""
     iterations: int
     staleness: int
     device_memory_bytes: int
     num_devices: int
 
-    first: Ints
-    """[O], first device."""
-    last: Ints
-    """[O], one past the last device."""
-    seconds: Floats
-    resident: Ints
-    active: Ints
-    layout: Ints
+    first: int
+    """[O] int, first device."""
+    last: int
+    """[O] int, one past the last device."""
+    seconds: int
+    """[O] real"""
+    resident: int
+    """[O] int, bytes."""
+    active: int
+    """[O] int, bytes."""
+    layout: int
+    """[O] int"""
 
-    model: Ints
-    """[C]"""
-    train: Ints
-    """[C], train call of the call's model, or −1."""
-    call_slot: Ints
-    """[C]"""
-    move_slot: Ints
-    """[C], slot of the reallocation before the call, or −1 where none is possible."""
-    slot_call: Ints
-    """[S], the call of a slot."""
-    num_before: Ints
-    """[C], predecessors within the iteration."""
-    after_start: Ints
-    """[C + 1], where the successors of a call begin in `after`."""
-    after: Ints
-    mate_start: Ints
-    """[C + 1], where, for a train call, the other calls of its model begin in `mate`."""
-    mate: Ints
+    model: int
+    """[C] int, models numbered from 0 up."""
+    train: int
+    """[C] int, train call of the call's model, or −1."""
+    call_slot: int
+    """[C] int"""
+    move_slot: int
+    """[C] int, slot of the reallocation before the call, or −1 where none is possible."""
+    slot_call: int
+    """[S] int, the call of a slot."""
+    num_before: int
+    """[C] int, predecessors within the iteration."""
+    after_start: int
+    """[C + 1] int, where the successors of a call begin in `after`."""
+    after: int
+    mate_start: int
+    """[C + 1] int, where, for a train call, its model's other calls begin in `mate`."""
+    mate: int
+    realloc_start: int
+    """[models] int, where a model's matrix begins in `realloc`."""
+    realloc_size: int
+    """[models] int, L."""
+    realloc: int
+    """real, the matrices one after the other."""
+    window_order: int
+    """[C] int, calls in a topological order of the window."""
+    window_before_start: int
+    """[C + 1] int"""
+    window_before: int
+    """int, predecessors of each call within the window, its model's train call included."""
 
-    realloc_start: Ints
-    """[models], where a model's matrix begins in `realloc`."""
-    realloc_size: Ints
-    """[models], L."""
-    realloc: Floats
+    # Scratch of the evaluator.
+    slot_mask: int
+    """[S] int, bit set of the calls that share a device with a slot."""
+    slot_calls: int
+    """[S] int, bit set of the calls whose devices a slot occupies."""
+    conflict: int
+    """[S padded] int, bit set of the slots that share a device with a slot."""
+    slot_seconds: int
+    """[S padded] real"""
+    gate: int
+    """[C] int, slot of the reallocation that a call waits for, or −1."""
+    overlap: int
+    """[C] int, bit set of the calls that share a device with a call."""
+    kept: int
+    """[C] int, resident bytes, 0 for all but one call of each shared layout."""
+    missing: int
+    """[K × S padded] int, of how much that a node waits for the end is not known."""
+    queue: int
+    """[K × S padded] int, nodes whose ready time is known."""
+    ready: int
+    """[K × S padded] real, latest end so far of what a node waits for."""
+    claimed: int
+    """[S padded] real, latest end of work that shares a device with a slot."""
+    path: int
+    """[C] real, longest path to the end of a call within the window."""
 
-    window_order: Ints
-    """[C], calls in topological order of the window (see `bounds`); empty where none applies."""
-    window_before_start: Ints
-    """[C + 1]"""
-    window_before: Ints
-    """Predecessors of each call within the window, trained models' own train call included."""
+
+class Tables(NamedTuple):
+    """The two arrays that all offsets of a `Space` point into."""
+
+    space: Space
+    ints: Ints
+    reals: Floats
 
 
-def build_space(problem: SearchProblem, rules: SimulationRules) -> Space:
-    """The arrays of a problem under given rules."""
-    calls = problem.num_calls
-    train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
-    may_move = (train >= 0) & (train != np.arange(calls))
-    call_slot = np.arange(calls) + np.cumsum(may_move)
-    num_slots = int(calls + may_move.sum())
-    slot_call = np.zeros(num_slots, dtype=np.int64)
-    slot_call[call_slot] = np.arange(calls)
-    slot_call[call_slot[may_move] - 1] = np.flatnonzero(may_move)
-    edges = sorted({(int(a), int(b)) for a, b in problem.edges})
-    mates = [(int(train[call]), call) for call in np.flatnonzero(may_move)]
-    after_start, after = _lists(edges, calls)
-    mate_start, mate = _lists(mates, calls)
-    models, model = np.unique(problem.call_model, return_inverse=True)
+def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
+    """The arrays of a problem under given rules; one evaluator at a time may use them."""
+    ints = _graph_arrays(problem, rules) | {
+        "first": problem.option_first_device,
+        "last": problem.option_first_device + problem.option_num_devices,
+        "resident": problem.option_resident_bytes,
+        "active": problem.option_active_bytes,
+        "layout": problem.option_layout,
+    }
+    num_slots = len(ints["slot_call"])
+    shift = max(3, (num_slots - 1).bit_length())
+    models = np.unique(problem.call_model)
     matrices = [problem.realloc_seconds.get(int(m), np.zeros((0, 0))) for m in models]
     sizes = np.array([len(matrix) for matrix in matrices], dtype=np.int64)
-    window = window_edges(calls, edges, train, rules)
-    order = _topological_order(calls, window) if window is not None else []
-    before_start, before = _lists([(b, a) for a, b in window or ()], calls)
-    return Space(
+    ints["realloc_size"] = sizes
+    ints["realloc_start"] = np.cumsum(sizes**2) - sizes**2
+    nodes, slots, calls = rules.iterations << shift, 1 << shift, problem.num_calls
+    for name, size in (
+        ("slot_mask", slots),
+        ("slot_calls", slots),
+        ("conflict", slots),
+        ("gate", calls),
+        ("overlap", calls),
+        ("kept", calls),
+        ("missing", nodes),
+        ("queue", nodes),
+    ):
+        ints[name] = np.zeros(size, dtype=np.int64)
+    reals = {
+        "seconds": problem.option_seconds,
+        "realloc": np.concatenate([matrix.ravel() for matrix in matrices]),
+        "slot_seconds": np.zeros(slots),
+        "ready": np.zeros(nodes),
+        "claimed": np.zeros(slots),
+        "path": np.zeros(calls),
+    }
+    space = Space(
         num_calls=calls,
         num_slots=num_slots,
-        slot_shift=max(3, (num_slots - 1).bit_length()),
+        slot_shift=shift,
+        num_window=len(ints["window_order"]),
         iterations=rules.iterations,
         staleness=rules.staleness,
         device_memory_bytes=problem.device_memory_bytes,
         num_devices=problem.num_devices,
-        first=problem.option_first_device.copy(),
-        last=problem.option_first_device + problem.option_num_devices,
-        seconds=problem.option_seconds.copy(),
-        resident=problem.option_resident_bytes.copy(),
-        active=problem.option_active_bytes.copy(),
-        layout=problem.option_layout.copy(),
-        model=model.astype(np.int64),
-        train=train,
-        call_slot=call_slot.astype(np.int64),
-        move_slot=np.where(may_move, call_slot - 1, -1).astype(np.int64),
-        slot_call=slot_call,
-        num_before=np.bincount([b for _, b in edges], minlength=calls).astype(np.int64),
-        after_start=after_start,
-        after=after,
-        mate_start=mate_start,
-        mate=mate,
-        realloc_start=np.concatenate([[0], np.cumsum(sizes**2)[:-1]]).astype(np.int64),
-        realloc_size=sizes,
-        realloc=np.concatenate([np.zeros(1) if not matrices else m.ravel() for m in matrices]),
-        window_order=np.array(order, dtype=np.int64),
-        window_before_start=before_start,
-        window_before=before,
+        **_offsets(ints),
+        **_offsets(reals),
     )
+    return Tables(
+        space=space,
+        ints=np.concatenate([array.ravel() for array in ints.values()]).astype(np.int64),
+        reals=np.concatenate([array.ravel() for array in reals.values()]),
+    )
+
+
+def _offsets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    sizes = [array.size for array in arrays.values()]
+    begins = np.cumsum([0, *sizes[:-1]])
+    return {name: int(begin) for name, begin in zip(arrays, begins, strict=True)}
+
+
+def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, Ints]:
+    """The arrays over calls and slots."""
+    calls = problem.num_calls
+    train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
+    may_move = (train >= 0) & (train != np.arange(calls))
+    call_slot = np.arange(calls) + np.cumsum(may_move)
+    slot_call = np.zeros(calls + int(may_move.sum()), dtype=np.int64)
+    slot_call[call_slot] = np.arange(calls)
+    slot_call[call_slot[may_move] - 1] = np.flatnonzero(may_move)
+    edges = sorted({(int(a), int(b)) for a, b in problem.edges})
+    after_start, after = _lists(edges, calls)
+    mates = [(int(train[call]), int(call)) for call in np.flatnonzero(may_move)]
+    mate_start, mate = _lists(mates, calls)
+    window = window_edges(calls, edges, train, rules)
+    order = _topological_order(calls, window) if window is not None else []
+    before_start, before = _lists([(b, a) for a, b in window or ()], calls)
+    return {
+        "model": np.unique(problem.call_model, return_inverse=True)[1].astype(np.int64),
+        "train": train,
+        "call_slot": call_slot,
+        "move_slot": np.where(may_move, call_slot - 1, -1),
+        "slot_call": slot_call,
+        "num_before": np.bincount([b for _, b in edges], minlength=calls),
+        "after_start": after_start,
+        "after": after,
+        "mate_start": mate_start,
+        "mate": mate,
+        "window_order": np.array(order, dtype=np.int64),
+        "window_before_start": before_start,
+        "window_before": before,
+    }
 
 
 def window_edges(
@@ -181,52 +266,3 @@ def _lists(pairs: list[tuple[int, int]], size: int) -> tuple[Ints, Ints]:
     counts = np.bincount([owner for owner, _ in pairs], minlength=size)
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return start, np.array([member for _, member in pairs], dtype=np.int64)
-
-
-class Workspace(NamedTuple):
-    """Scratch arrays of one evaluator, allocated once."""
-
-    slot_mask: Ints
-    """[S], bit set of the calls whose devices a slot occupies or shares."""
-    slot_calls: Ints
-    """[S], bit set of the calls whose devices a slot occupies."""
-    conflict: Ints
-    """[S padded], bit set of the slots that share a device with a slot."""
-    slot_seconds: Floats
-    """[S padded]"""
-    gate: Ints
-    """[C], slot of the reallocation that a call waits for, or −1."""
-    overlap: Ints
-    """[C], bit set of the calls that share a device with a call."""
-    kept: Ints
-    """[C], resident bytes, 0 for all but one call of each shared layout."""
-    missing: Ints
-    """[(K + 1 + η) × S padded], what a node still waits for."""
-    ready: Floats
-    claimed: Floats
-    """[S padded], latest end of work that shares a device with a slot."""
-    queue: Ints
-    """Nodes whose ready time is known."""
-    path: Floats
-    """[C], longest path to the end of a call within the window."""
-
-
-def new_workspace(space: Space) -> Workspace:
-    """Scratch arrays for plans of a space."""
-    padded = 1 << space.slot_shift
-    nodes = (space.iterations + 1 + space.staleness) * padded
-    ints: Any = np.int64
-    return Workspace(
-        slot_mask=np.zeros(padded, ints),
-        slot_calls=np.zeros(padded, ints),
-        conflict=np.zeros(padded, ints),
-        slot_seconds=np.zeros(padded),
-        gate=np.zeros(space.num_calls, ints),
-        overlap=np.zeros(space.num_calls, ints),
-        kept=np.zeros(space.num_calls, ints),
-        missing=np.zeros(nodes, ints),
-        ready=np.zeros(nodes),
-        claimed=np.zeros(padded),
-        queue=np.zeros(nodes, ints),
-        path=np.zeros(space.num_calls),
-    )

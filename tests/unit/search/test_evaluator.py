@@ -7,7 +7,7 @@ import pytest
 
 from realloc.cost.simulator import SimulationRules, WorkKind
 from realloc.search.evaluator import evaluate, evaluate_fully, plan_peak_bytes
-from realloc.search.space import build_space, new_workspace
+from realloc.search.space import build_tables
 from tests.unit.search.random_problems import random_plan, random_problem
 from tests.unit.search.slow_reference import Reference
 
@@ -22,19 +22,18 @@ def test_three_simulators_give_equal_numbers(seed: int, windows: bool) -> None:
         rules = SimulationRules(
             iterations=rng.choice([2, 5, 5, 6]), staleness=rng.choice([0, 0, 1, 2, 7])
         )
-        space = build_space(problem, rules)
-        workspace = new_workspace(space)
+        tables = build_tables(problem, rules)
         for _ in range(4):
             plan = random_plan(rng, problem)
             reference = Reference(problem, plan, rules.iterations, rules.staleness)
             expected = reference.seconds()
             assert problem.simulate(plan, rules).seconds == expected
             chosen = np.array(plan)
-            assert evaluate(space, workspace, chosen, np.inf) == expected
-            assert evaluate_fully(space, workspace, chosen) == expected
+            assert evaluate(*tables, chosen, np.inf) == expected
+            assert evaluate_fully(*tables, chosen) == expected
             peak = reference.peak_bytes()
             assert problem.peak_bytes(plan) == peak
-            assert plan_peak_bytes(space, workspace, chosen) == peak
+            assert plan_peak_bytes(*tables, chosen) == peak
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -65,12 +64,11 @@ def test_a_cutoff_never_hides_a_better_plan(seed: int) -> None:
     rng = random.Random(2000 + seed)
     for _ in range(20):
         problem = random_problem(rng, windows=rng.random() < 0.7)
-        space = build_space(problem, SimulationRules())
-        workspace = new_workspace(space)
+        tables = build_tables(problem, SimulationRules())
         plan = np.array(random_plan(rng, problem))
-        exact = evaluate_fully(space, workspace, plan)
+        exact = evaluate_fully(*tables, plan)
         for cutoff in (exact * rng.random(), exact, exact + rng.random()):
-            found = evaluate(space, workspace, plan, cutoff)
+            found = evaluate(*tables, plan, cutoff)
             assert found == exact if exact < cutoff else found >= cutoff
 
 
@@ -80,8 +78,8 @@ def test_a_plan_above_the_memory_is_infeasible_and_one_that_fills_it_is_not() ->
     for _ in range(200):
         memory = rng.randint(20, 120)
         problem = random_problem(rng, memory=memory)
-        space = build_space(problem, SimulationRules())
+        tables = build_tables(problem, SimulationRules())
         plan = random_plan(rng, problem)
         peak = Reference(problem, plan).peak_bytes()
-        found = evaluate(space, new_workspace(space), np.array(plan), np.inf)
+        found = evaluate(*tables, np.array(plan), np.inf)
         assert (found == np.inf) == (peak > memory)
