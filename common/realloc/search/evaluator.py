@@ -224,7 +224,7 @@ def _fill_nodes(s: Space, ints: Ints, reals: Floats) -> int:
     padded = 1 << s.slot_shift
     never = 1 << 40
     queued = 0
-    for i in range((s.iterations + 1 + s.staleness) * padded):
+    for i in range(s.iterations * padded):
         reals[s.ready + i] = 0.0
     for c in range(s.num_calls):
         slot = ints[s.call_slot + c]
@@ -282,9 +282,12 @@ def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
         base = node - slot
         end = max(ready, reals[s.claimed + slot]) + reals[s.slot_seconds + slot]
         mask = ints[s.conflict + slot]
-        for i in range(s.num_slots):
-            if (mask >> i) & 1:
-                reals[s.claimed + i] = max(reals[s.claimed + i], end)
+        for block in range(s.claimed, s.claimed + padded, 8):
+            for i in range(8):
+                # 0 or the end: no branch, so that eight slots are one instruction.
+                claim = end * ((mask >> i) & 1)
+                reals[block + i] = max(reals[block + i], claim)
+            mask >>= 8
         c = ints[s.slot_call + slot]
         if slot != ints[s.call_slot + c]:
             users = ints[s.train + c]
