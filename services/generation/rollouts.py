@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +83,7 @@ class JobRollouts:
         seed: int,
         prefix: str,
         timeout_seconds: float,
-    ) -> AsyncIterator[RolloutProgress]:
+    ) -> AsyncGenerator[RolloutProgress, None]:
         """Sample every row; rewards are computed while other rollouts still run.
 
         Args:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         rollouts = self._ready(request)
         settings = from_proto(request.settings, GenerationSettings, "settings")
-        async for progress in rollouts.generate(
+        progresses = rollouts.generate(
             path=request.data.path,
             rows=tuple(request.data.rows),
             settings=settings,
             seed=request.seed,
             prefix=f"{request.call}/{request.iteration}",
             timeout_seconds=context.time_remaining(),
-        ):
-            response = pb.GenerateResponse(
-                num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
-            )
-            if progress.result is not None:
-                response.result.CopyFrom(self._keep(request, progress.result))
-            yield response
+        )
+        async with aclosing(progresses):
+            async for progress in progresses:
+                response = pb.GenerateResponse(
+                    num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
+                )
+                if progress.result is not None:
+                    response.result.CopyFrom(self._keep(request, progress.result))
+                yield response
 
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:

@@ -28,7 +28,7 @@ class JobWorld:
     """Global device id of each rank, ascending."""
     store_host: str
     store_port: int
-    """Where rank 0 serves the TCPStore of the rendezvous."""
+    """Where the TCPStore of the rendezvous is served (`realloc.transfer.rendezvous`)."""
     timeout_seconds: float
     """Deadline of the rendezvous and of every collective."""
 

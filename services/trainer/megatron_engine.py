@@ -20,6 +20,7 @@ from realloc.core.layout import LayoutKind
 from realloc.reallocation.families import canonical_tensors
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.layouts.tensor_parallel import padded_vocab_size
+from realloc.transfer.rendezvous import connect_store
 from services.trainer import megatron_shim
 from services.trainer.checkpoint import save_checkpoint
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainResult
@@ -74,12 +75,10 @@ class MegatronEngine:
         choose_gloo_interface(world.store_host)
         timeout = timedelta(seconds=world.timeout_seconds)
         try:
-            store = dist.TCPStore(
-                world.store_host,
-                world.store_port,
-                world_size=len(world.devices),
-                is_master=world.rank == 0,
-                timeout=timeout,
+            # Jobs that follow each other meet at the same store, each under its own names.
+            store = dist.PrefixStore(
+                world.job_id,
+                connect_store(world.store_host, world.store_port, world.timeout_seconds),
             )
             dist.init_process_group(
                 "nccl" if self._device.type == "cuda" else "gloo",

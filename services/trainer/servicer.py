@@ -22,6 +22,8 @@ from realloc.shard.data_source import DataSource
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
+from realloc.telemetry.names import Attribute, Span
+from realloc.telemetry.spans import current_traceparent, span
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
 
@@ -92,7 +94,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         batch = await self._input(request.sequence, request.input)
         started = time.monotonic()
         scored = await self._run(
-            request.sequence, lambda: self._engine.infer(request.model_id, settings, batch)
+            request.sequence,
+            _ranked(request, lambda: self._engine.infer(request.model_id, settings, batch)),
         )
         response = pb.RunInferenceResponse(
             seconds=time.monotonic() - started, num_tokens=_num_tokens(batch)
@@ -110,7 +113,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         batches = [await self._input(request.sequence, each) for each in request.mini_batches]
         started = time.monotonic()
         result = await self._run(
-            request.sequence, lambda: self._engine.train(request.model_id, settings, batches)
+            request.sequence,
+            _ranked(request, lambda: self._engine.train(request.model_id, settings, batches)),
         )
         return pb.RunTrainingResponse(
             metrics=result.metrics,
@@ -193,6 +197,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     def _job(self, job_id: str) -> None:
         if self._world is None or self._world.job_id != job_id:
             raise Conflict(f"this shard does not work for job {job_id!r}; start it first")
+
+
+def _ranked(
+    request: pb.RunInferenceRequest | pb.RunTrainingRequest, work: Callable[[], Result]
+) -> Callable[[], Result]:
+    """The work under a span of its own, once the engine's thread gets to it."""
+    parent = current_traceparent()
+    attributes = {
+        Attribute.CALL: request.call,
+        Attribute.MODEL_ID: request.model_id,
+        Attribute.ITERATION: request.iteration,
+        Attribute.CALL_SEQUENCE: request.sequence,
+    }
+
+    def spanned() -> Result:
+        with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
+            return work()
+
+    return spanned
 
 
 def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
