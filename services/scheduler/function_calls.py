@@ -142,7 +142,6 @@ class FunctionCalls:
         mini_batches: Sequence[Sequence[trainer_pb2.CallInput]],
         settings: trainer_pb2.CallSettings,
         iteration: int,
-        num_tokens: int,
     ) -> CallOutcome:
         """One optimizer step per mini-batch.
 
@@ -165,7 +164,15 @@ class FunctionCalls:
         responses = await self._on_mesh(placement, "RunTraining", request)
         return CallOutcome(
             seconds=time.monotonic() - started,
-            num_tokens=num_tokens,
+            # One rank of each replica counts: tensor rank 0 of the first stage.
+            num_tokens=sum(
+                response.num_tokens
+                for rank, response in enumerate(responses)
+                if rank
+                == placement.strategy.rank(
+                    data=placement.strategy.coordinate(rank).data, tensor=0, pipeline=0
+                )
+            ),
             metrics=dict(responses[0].metrics),
             weight_version=responses[0].weight_version,
         )

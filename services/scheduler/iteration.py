@@ -180,7 +180,6 @@ class IterationRunner:
             mini_batches=self._mini_batches(call, state, rows),
             settings=self._settings(call),
             iteration=state.iteration,
-            num_tokens=sum(state.columns.lengths),
         )
         self.weight_versions[call.model] = outcome.weight_version
         return outcome

@@ -99,8 +99,9 @@ class TrainerEngine(Protocol):
         may have different numbers of rows, also none."""
         ...
 
-    def save_checkpoint(self, model_id: str, folder: str) -> None:
-        """Write a Hugging Face folder; complete only when its marker file is there."""
+    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+        """Write a Hugging Face folder, with the tokenizer of the folder `source`; complete
+        only when its marker file is there."""
         ...
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:

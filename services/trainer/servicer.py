@@ -59,6 +59,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._abandon = abandon
         self._world: JobWorld | None = None
         self._data: DataSource | None = None
+        self._tokenizers: dict[str, str] = {}
         self._data_lock = asyncio.Lock()
         self._changing = asyncio.Lock()
 
@@ -83,6 +84,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             self._data = await self._or_skip(
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
+        self._tokenizers[request.model_id] = request.tokenizer
         await self._run(request.sequence, lambda: self._engine.create_model(spec))
         return pb.CreateModelResponse()
 
@@ -128,9 +130,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> pb.SaveCheckpointResponse:
         self._job(request.job_id)
         started = time.monotonic()
+        tokenizer = self._tokenizers.get(request.model_id, "")
         await self._run(
             request.sequence,
-            lambda: self._engine.save_checkpoint(request.model_id, request.folder),
+            lambda: self._engine.save_checkpoint(request.model_id, request.folder, tokenizer),
         )
         return pb.SaveCheckpointResponse(seconds=time.monotonic() - started)
 

@@ -54,7 +54,9 @@ def show_job(arguments: argparse.Namespace) -> int:
     if reports:
         console.print(stages_table(reports))
     for report in reports[-_SHOWN_REPORTS:]:
-        console.print(iteration_line(report, job.experiment.iterations), highlight=False)
+        console.print(
+            iteration_line(report, job.experiment.iterations), highlight=False, markup=False
+        )
     for evaluation in job.evaluations:
         console.print(
             f"after iteration {evaluation.iteration}: held-out reward {evaluation.reward:.4f} "
@@ -98,15 +100,15 @@ def _watch(handle: JobHandle, arguments: argparse.Namespace) -> int:
             continue
         if update.report is not None:
             line = iteration_line(update.report, job.experiment.iterations)
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
         elif job.state is not JobState.RUNNING:
             text = f"{job.job_id}: {job.state.value}{' · ' + job.activity if job.activity else ''}"
             if text != shown:
-                console.print(text, highlight=False)
+                console.print(text, highlight=False, markup=False)
             shown = text
     assert job is not None
     if job.state is JobState.FAILED:
-        console.print(f"failed: {job.error}", style="red", highlight=False)
+        console.print(f"failed: {job.error}", style="red", highlight=False, markup=False)
     return 0 if job.state is JobState.SUCCEEDED else 1
 
 
