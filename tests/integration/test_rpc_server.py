@@ -281,7 +281,7 @@ def test_running_calls_may_end_during_the_drain() -> None:
 
         async def draining() -> None:
             order.append("draining")
-            release.set()
+            asyncio.get_running_loop().call_later(0.2, release.set)  # work that takes its time
 
         app = App(
             servicers=((add_to_server, Echo(elsewhere)),),

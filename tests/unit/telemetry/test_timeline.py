@@ -91,6 +91,20 @@ def test_slices_of_a_thread_are_nested_in_ancestors_or_apart(spans: list[Recorde
                 assert inner.end_nanoseconds <= outer.end_nanoseconds
 
 
+def test_spans_that_fit_lie_beneath_their_parents() -> None:
+    """A child on its parent's thread, also where both start or end at the same moment."""
+    spans = [
+        recorded("9", "", 0, 10_000),
+        recorded("8", "9", 0, 10_000),
+        recorded("7", "8", 0, 4_000),
+        recorded("6", "8", 4_000, 10_000),
+        recorded("5", "8", 5_000, 6_000),
+    ]
+    rows = {event["args"]["span_id"]: event["tid"] for event in slices(chrome_trace(spans))}
+    assert rows["9"] == rows["8"] == rows["7"] == rows["6"]
+    assert rows["5"] != rows["6"], "they overlap and neither is the other's ancestor"
+
+
 def test_processes_threads_and_arrows_are_labelled() -> None:
     """Processes carry instance names, threads their lanes; arrows join the processes."""
     spans = [
