@@ -1,11 +1,14 @@
 """Two processes hand a model to two others over gloo, each an endpoint of its own."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from realloc.core.errors import Unavailable
 from realloc.core.transfer import TransferProgram, TransferSession
 from realloc.reallocation.digest import tensor_digest
 from realloc.transfer.endpoint import TransferEndpoint
@@ -105,6 +108,26 @@ def transfer(session: TransferSession, program: TransferProgram) -> object:
     return (send if program.endpoint < 2 else receive)(session, program)
 
 
+def die() -> None:
+    os._exit(1)
+
+
+def survive(session: TransferSession, program: TransferProgram) -> tuple[str, bool]:
+    """The error of a transfer whose peer died, and whether live parameters are untouched."""
+    expected = expected_parameters(0)
+    live = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    shadow = ShadowParameters(live)
+    destination = shadow.stage(program)
+    source = source_parameters(program.endpoint) if program.endpoint < 2 else {}
+    try:
+        _process["endpoint"].run(session, program, source, destination)
+    except Unavailable as error:
+        untouched = all(not tensor.any() for tensor in live.values())
+        dropped = session.group_id not in _process["endpoint"].group_ids
+        return str(error), untouched and dropped
+    return "no error", False
+
+
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[RankProcesses]:
     processes = RankProcesses(4)
@@ -157,3 +180,26 @@ def test_digests_of_disjoint_slices_add_up_to_the_whole_tensor(
         whole = tensor_digest(np.asarray(canonical_tensors()[canonical]))
         total = sum(results[receiver][0][canonical] for receiver in (2, 3))
         assert (total - copies * whole) % 2**64 == 0
+
+
+def test_a_killed_process_is_an_error_for_all_and_the_others_go_on(
+    ranks: RankProcesses, session: TransferSession, programs: list[TransferProgram]
+) -> None:
+    """Survivors learn at once who failed, keep their weights, and form a new group."""
+    ranks.run(transfer, [(session, program) for program in programs])  # all are connected
+    ranks.start_one(3, die, ())
+    ranks.processes[3].join(10)
+    ranks.start(survive, [(session, program) for program in programs[:3]])
+    for rank, (error, untouched) in enumerate(ranks.results(range(3), timeout_seconds=15)):
+        assert untouched, error
+        assert f"endpoint {rank}: " in error
+        assert "in round" in error
+        assert "parameters" in error
+
+    sources, destinations = holdings()
+    onto_one = make_programs(
+        SHAPES, sources, [h for h in destinations if h.endpoint == 2], num_endpoints=3
+    )
+    smaller = replace(session, session_id="2", group_id="second", num_endpoints=3)
+    results = ranks.run(transfer, [(smaller, program) for program in onto_one])
+    assert results[2][1]

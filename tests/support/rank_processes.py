@@ -27,8 +27,12 @@ class RankProcesses:
 
     def start(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
         """Have rank r run function(*arguments[r]); `results` collects."""
-        for pipe, argument in zip(self._pipes, arguments, strict=False):
-            pipe.send((function, argument))
+        for rank, argument in enumerate(arguments):
+            self.start_one(rank, function, argument)
+
+    def start_one(self, rank: int, function: Callable[..., Any], argument: tuple[Any, ...]) -> None:
+        """Have one rank run function(*argument)."""
+        self._pipes[rank].send((function, argument))
 
     def results(self, ranks: Sequence[int], *, timeout_seconds: float) -> list[Any]:
         """What ranks returned; raises what a rank raised."""

@@ -46,11 +46,12 @@ def make_programs(
     sources: Sequence[Holding],
     destinations: Sequence[Holding],
     num_endpoints: int,
+    rounds: int | None = None,
 ) -> list[TransferProgram]:
     """One program per endpoint: every destination rectangle is filled from the sources.
 
     Sources must not overlap. A pair (sender, receiver) moves in round
-    (receiver − sender) mod num_endpoints.
+    (receiver − sender) mod rounds; as many rounds as endpoints, if not told otherwise.
     """
     sends: dict[tuple[int, int], list[Block]] = defaultdict(list)
     receives: dict[tuple[int, int], list[Block]] = defaultdict(list)
@@ -65,7 +66,10 @@ def make_programs(
                 width = shapes[here.canonical][1]
                 sends[pair].append(_block(here, rows, cols, width))
                 receives[pair].append(_block(there, rows, cols, width))
-    return [_program(endpoint, sends, receives, num_endpoints) for endpoint in range(num_endpoints)]
+    return [
+        _program(endpoint, sends, receives, rounds or num_endpoints)
+        for endpoint in range(num_endpoints)
+    ]
 
 
 def _block(holding: Holding, rows: tuple[int, int], cols: tuple[int, int], width: int) -> Block:
@@ -86,15 +90,15 @@ def _program(
     endpoint: int,
     sends: dict[tuple[int, int], list[Block]],
     receives: dict[tuple[int, int], list[Block]],
-    num_endpoints: int,
+    rounds: int,
 ) -> TransferProgram:
     mine = {there: blocks for (here, there), blocks in sends.items() if here == endpoint}
     theirs = {here: blocks for (here, there), blocks in receives.items() if there == endpoint}
     sent, source_tensors = _messages(
-        {peer: ((peer - endpoint) % num_endpoints, blocks) for peer, blocks in mine.items()}
+        {peer: ((peer - endpoint) % rounds, blocks) for peer, blocks in mine.items()}
     )
     received, destination_tensors = _messages(
-        {peer: ((endpoint - peer) % num_endpoints, blocks) for peer, blocks in theirs.items()}
+        {peer: ((endpoint - peer) % rounds, blocks) for peer, blocks in theirs.items()}
     )
     return TransferProgram(
         endpoint=endpoint,
@@ -102,7 +106,7 @@ def _program(
         destination_tensors=destination_tensors,
         sends=sent,
         receives=received,
-        num_rounds=num_endpoints,
+        num_rounds=rounds,
     )
 
 

@@ -83,6 +83,11 @@ class Communicator(Protocol):
         """Most operations that may be in flight; the caller keeps to it."""
         ...
 
+    @property
+    def batch_size(self) -> int:
+        """How many operations to start in one `group`."""
+        ...
+
     def allocate(self, size_bytes: int) -> torch.Tensor:
         """A uint8 buffer that this communicator moves without a copy of its own."""
         ...

@@ -1,151 +1,157 @@
-"""Digests of what parameters hold, on their own device.
+"""Digests of what programs send and of what they wrote, on the parameters' own device.
 
-The torch twin of `realloc.reallocation.digest`, which defines the numbers: equal bit by bit.
-Elements are mixed tile by tile in scratch that stays in the cache, so the memory that a
-digest needs is a few tiles however large the parameters are.
+The torch twin of `realloc.reallocation.digest`, which defines the numbers. The memory that a
+digest needs is a few tiles, however large the parameters are.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from realloc.core.transfer import Blocks, Int64, TransferProgram
-from realloc.reallocation.digest import INDEX_MULTIPLIER, MIX_MULTIPLIER
+from realloc.transfer.mixing import Rectangle, mixer_for
 from realloc.transfer.parameters import Parameters
-from realloc.transfer.streams import Piece
-
-CPU_TILE_ELEMENTS = 1 << 15
-"""Two int64 tiles fill a quarter of a 2 MiB cache; measured best between 2^12 and 2^18."""
-CUDA_TILE_ELEMENTS = 1 << 22
-_SIGNED = {2: torch.int16, 4: torch.int32}
 
 
-class DigestSum:
-    """Digests per key, summed block by block.
+class BlockDigests:
+    """The digest of each of some blocks, summed step by step."""
 
-    Blocks may be added in any order and from many transfers; `values` may be read at any time.
-    """
-
-    def __init__(self, parameters: Parameters, num_keys: int, dtype: torch.dtype) -> None:
+    def __init__(self, parameters: Parameters, num_blocks: int, dtype: torch.dtype) -> None:
         """Start with zeros.
 
         Args:
             parameters: what the blocks lie in.
-            num_keys: number of sums.
+            num_blocks: number of digests.
             dtype: element type whose bits count; parameters of another type are cast to it.
         """
         self._parameters = parameters
         self._dtype = dtype
-        device = parameters.device
-        tile = CUDA_TILE_ELEMENTS if device.type == "cuda" else CPU_TILE_ELEMENTS
-        self._bits = torch.empty(tile, dtype=torch.int64, device=device)
-        self._index = torch.empty(tile, dtype=torch.int64, device=device)
-        self._cast = torch.empty(tile, dtype=dtype, device=device)
-        self._steps = torch.arange(tile, dtype=torch.int64, device=device).mul_(INDEX_MULTIPLIER)
-        self._sums = torch.zeros(num_keys, dtype=torch.int64, device=device)
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Memory that this sum holds, whatever it sums."""
-        tensors = (self._bits, self._index, self._cast, self._steps, self._sums)
-        return sum(tensor.nbytes for tensor in tensors)
+        self._mixer = mixer_for(parameters.device, num_blocks)
+        self._scratch: torch.Tensor | None = None
 
     def values(self) -> Int64:
-        """The digests so far, int64 [num_keys]."""
-        return self._sums.cpu().numpy().copy()
+        """The digests so far, int64 [num_blocks]."""
+        return self._mixer.values()
 
-    def add(self, blocks: Blocks, keys: Int64) -> Iterator[int]:
-        """Add block b to sum keys[b]; yields the elements done, tile by tile."""
-        for block in range(len(blocks)):
-            total = self._sums[int(keys[block])]
-            for piece, canonical_start, canonical_stride in self._tiles(blocks, block):
-                self._add_tile(total, piece, canonical_start, canonical_stride)
-                yield piece.num_elements
+    def add(self, blocks: Blocks, chosen: Int64, *, first_number: int) -> Iterator[None]:
+        """Digest block chosen[i] as number first_number + i; one small step per item."""
+        for number, block in enumerate(chosen.tolist(), first_number):
+            flat = self._parameters.flat[int(blocks.tensor[block])]
+            for rectangle in rectangles(blocks, block, self._mixer.tile_elements):
+                if flat.dtype == self._dtype:
+                    self._mixer.add(number, flat, rectangle)
+                else:
+                    self._mixer.add(number, self._cast(flat, rectangle), packed(rectangle))
+                yield
 
-    def _tiles(self, blocks: Blocks, block: int) -> Iterator[tuple[Piece, int, int]]:
-        """A block in rectangles of at most one tile, with their canonical start and stride."""
-        rows, cols = int(blocks.rows[block]), int(blocks.cols[block])
-        stride = int(blocks.row_stride[block])
-        canonical_stride = int(blocks.canonical_stride[block])
-        start = int(blocks.start[block])
-        canonical_start = int(blocks.canonical_start[block])
-        tile = len(self._bits)
-        if rows > 1 and cols == stride == canonical_stride:
-            rows, cols = 1, rows * cols
-        height, width = max(tile // cols, 1), min(cols, tile)
-        for row in range(0, rows, height):
-            for col in range(0, cols, width):
-                piece = Piece(
-                    tensor=int(blocks.tensor[block]),
-                    start=start + row * stride + col,
-                    rows=min(height, rows - row),
-                    cols=min(width, cols - col),
-                    row_stride=stride,
-                    offset=0,
-                )
-                yield piece, canonical_start + row * canonical_stride + col, canonical_stride
+    def _cast(self, flat: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+        """The rectangle's elements in the type that counts, packed in scratch."""
+        if self._scratch is None:
+            self._scratch = torch.empty(
+                self._mixer.tile_elements, dtype=self._dtype, device=flat.device
+            )
+        shape = (rectangle.rows, rectangle.cols)
+        start = flat.storage_offset() + rectangle.start
+        elements = flat.as_strided(shape, (rectangle.row_stride, 1), start)
+        self._scratch[: elements.numel()].view(shape).copy_(elements)
+        return self._scratch
 
-    def _add_tile(
-        self, total: torch.Tensor, piece: Piece, canonical_start: int, canonical_stride: int
+
+def rectangles(blocks: Blocks, block: int, tile: int) -> Iterator[Rectangle]:
+    """A block in rectangles of at most `tile` elements each."""
+    rows, cols = int(blocks.rows[block]), int(blocks.cols[block])
+    stride = int(blocks.row_stride[block])
+    canonical_stride = int(blocks.canonical_stride[block])
+    if rows > 1 and cols == stride == canonical_stride:
+        rows, cols = 1, rows * cols
+    height, width = max(tile // cols, 1), min(cols, tile)
+    for row in range(0, rows, height):
+        for col in range(0, cols, width):
+            yield Rectangle(
+                start=int(blocks.start[block]) + row * stride + col,
+                rows=min(height, rows - row),
+                cols=min(width, cols - col),
+                row_stride=stride,
+                canonical_start=int(blocks.canonical_start[block]) + row * canonical_stride + col,
+                canonical_stride=canonical_stride,
+            )
+
+
+def packed(rectangle: Rectangle) -> Rectangle:
+    """The rectangle at the beginning of scratch, without gaps."""
+    return replace(rectangle, start=0, row_stride=rectangle.cols)
+
+
+class SentDigests:
+    """Digests of what a program sends, by destination endpoint and canonical tensor.
+
+    A block that goes to several endpoints is read once.
+    """
+
+    def __init__(
+        self, program: TransferProgram, parameters: Parameters, dtype: torch.dtype
     ) -> None:
-        """total += Σ mix(bits, index); see the definition in `realloc.reallocation.digest`."""
-        shape, count = (piece.rows, piece.cols), piece.num_elements
-        bits, index = self._bits[:count].view(shape), self._index[:count].view(shape)
-        elements = self._parameters.view(piece)
-        if elements.dtype != self._dtype:
-            elements = self._cast[:count].view(shape).copy_(elements)
-        bits.copy_(elements.view(_SIGNED[self._dtype.itemsize]))
+        """Group the blocks of all sends; read none yet."""
+        sends = program.sends
+        blocks = sends.blocks
+        places = np.stack(
+            (blocks.tensor, blocks.start, blocks.rows, blocks.cols, blocks.row_stride,
+             blocks.canonical, blocks.canonical_start, blocks.canonical_stride),
+            axis=1,
+        )  # fmt: skip
+        # Sorted by tensor, so blocks of destination tensors, which are passed on, come last.
+        _, distinct, number = np.unique(places, axis=0, return_index=True, return_inverse=True)
+        relayed = int((blocks.tensor[distinct] < len(program.source_tensors)).sum())
+        self._own, self._relayed = np.split(distinct, [relayed])
+        self._number = number.reshape(-1)
+        self._peers = np.repeat(sends.peer.astype(np.int64), np.diff(sends.first_block))
+        self._blocks = blocks
+        self._digests = BlockDigests(parameters, len(distinct), dtype)
 
-        # (start + r·stride + c)·K = start·K + r·stride·K + c·K, all modulo 2^64.
-        start = signed(canonical_start * INDEX_MULTIPLIER)
-        if piece.rows == 1:
-            torch.add(self._steps[: piece.cols], start, out=index[0])
-        else:
-            row_terms = self._steps[: piece.rows].mul(canonical_stride).add_(start)
-            torch.add(row_terms[:, None], self._steps[: piece.cols], out=index)
+    def own_steps(self) -> Iterator[None]:
+        """The work on source parameters, step by step."""
+        return self._digests.add(self._blocks, self._own, first_number=0)
 
-        bits.bitwise_xor_(index)
-        torch.bitwise_right_shift(bits, 32, out=index)
-        bits.bitwise_xor_(index).mul_(MIX_MULTIPLIER)
-        torch.bitwise_right_shift(bits, 29, out=index)
-        total.add_(bits.bitwise_xor_(index).sum())
+    def relayed_steps(self) -> Iterator[None]:
+        """The work on what was received and passed on; it has arrived."""
+        return self._digests.add(self._blocks, self._relayed, first_number=len(self._own))
 
-
-def signed(value: int) -> int:
-    """The int64 that is congruent to a value modulo 2^64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SentKeys:
-    """Which sum each block of a program's sends counts in."""
-
-    pairs: tuple[tuple[int, int], ...]
-    """(destination endpoint, canonical tensor) of each sum."""
-    of_block: Int64
+    def values(self) -> dict[tuple[int, int], int]:
+        """Sum per (destination endpoint, canonical tensor), signed 64 bits."""
+        pairs = np.stack((self._peers, self._blocks.canonical.astype(np.int64)), axis=1)
+        keys, sums = summed(pairs, self._digests.values()[self._number])
+        return {
+            (peer, canonical): total
+            for (peer, canonical), total in zip(keys.tolist(), sums.tolist(), strict=True)
+        }
 
 
-def sent_keys(program: TransferProgram) -> SentKeys:
-    """One sum per destination endpoint and canonical tensor."""
-    sends = program.sends
-    peers = np.repeat(sends.peer.astype(np.int64), np.diff(sends.first_block))
-    pairs = np.stack((peers, sends.blocks.canonical.astype(np.int64)), axis=1)
-    distinct, of_block = np.unique(pairs, axis=0, return_inverse=True)
-    return SentKeys(
-        pairs=tuple((int(peer), int(canonical)) for peer, canonical in distinct),
-        of_block=of_block.reshape(-1).astype(np.int64),
-    )
+class ReceivedDigests:
+    """Digests of all that a program wrote, by canonical tensor."""
+
+    def __init__(
+        self, program: TransferProgram, parameters: Parameters, dtype: torch.dtype
+    ) -> None:
+        self._blocks = program.receives.blocks
+        self._digests = BlockDigests(parameters, len(self._blocks), dtype)
+
+    def steps(self) -> Iterator[None]:
+        """The work, step by step; all has arrived."""
+        every = np.arange(len(self._blocks), dtype=np.int64)
+        return self._digests.add(self._blocks, every, first_number=0)
+
+    def values(self) -> dict[int, int]:
+        """Sum per canonical tensor, signed 64 bits."""
+        labels = self._blocks.canonical.astype(np.int64)[:, None]
+        keys, sums = summed(labels, self._digests.values())
+        return dict(zip(keys[:, 0].tolist(), sums.tolist(), strict=True))
 
 
-def received_digests(
-    program: TransferProgram, parameters: Parameters, dtype: torch.dtype
-) -> dict[int, int]:
-    """Digest of everything that a program wrote, per canonical tensor (by index)."""
-    blocks = program.receives.blocks
-    canonical, keys = np.unique(blocks.canonical, return_inverse=True)
-    digest = DigestSum(parameters, len(canonical), dtype)
-    for _ in digest.add(blocks, keys.astype(np.int64)):
-        pass
-    return dict(zip(canonical.tolist(), digest.values().tolist(), strict=True))
+def summed(labels: Int64, values: Int64) -> tuple[Int64, Int64]:
+    """Distinct rows of labels [N, L], and the sum of the values [N] of each, modulo 2^64."""
+    keys, of_value = np.unique(labels, axis=0, return_inverse=True)
+    sums = np.zeros(len(keys), dtype=np.int64)
+    np.add.at(sums, of_value.reshape(-1), values)
+    return keys, sums

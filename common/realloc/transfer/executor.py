@@ -6,6 +6,9 @@ flight, waits for the oldest first. So the first chunk (in that order) that is n
 has been started by both of its sides, since both only ever wait for earlier ones: no
 deadlock, whatever the programs are. While the oldest is on its way, later chunks are packed,
 blocks that stay in the process are copied, and digests are summed.
+
+A chunk that is one run of memory, in the element type that moves, is sent and received in
+place; only others pass through staging.
 """
 
 import time
@@ -17,11 +20,12 @@ import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
+from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction, Pending
-from realloc.transfer.digest import DigestSum, received_digests, sent_keys
+from realloc.transfer.digest import ReceivedDigests, SentDigests
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
-from realloc.transfer.streams import Piece, Stream, streams_of
+from realloc.transfer.streams import Piece
 
 MAX_IN_FLIGHT = 32
 """Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
@@ -38,31 +42,13 @@ class TransferReport:
     local_bytes: int
     """Bytes copied within the process."""
     seconds: float
-    """From the first chunk to the last, digests included."""
+    """From the first chunk to the last; digests of what was sent are summed meanwhile."""
+    digest_seconds: float
+    """Digests of what arrived, summed afterwards."""
     sent_digests: Mapping[tuple[int, int], int]
     """Digest of what was sent, by (destination endpoint, canonical tensor): signed 64 bits."""
     received_digests: Mapping[int, int]
     """Digest of all that the destination holds now, by canonical tensor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """One operation of the program."""
-
-    stream: Stream
-    number: int
-    direction: Direction
-
-    def order(self, endpoint: int) -> tuple[int, int, int, int]:
-        """Its place in the order that all endpoints share."""
-        pair = (endpoint, self.stream.peer)
-        sender, receiver = pair if self.direction is Direction.SEND else pair[::-1]
-        return self.stream.round, self.number, sender, receiver
-
-    def pieces(self, chunk_elements: int) -> tuple[Piece, ...]:
-        first = self.number * chunk_elements
-        last = min(first + chunk_elements, self.stream.num_elements)
-        return tuple(self.stream.pieces(first, last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +101,8 @@ def execute(
     execution = Execution(
         program=program,
         communicator=communicator,
-        source=Parameters(program.source_tensors, source, program.sends.blocks),
-        destination=Parameters(program.destination_tensors, destination, program.receives.blocks),
+        source=source_parameters(program, source, destination),
+        destination=destination_parameters(program, destination),
         staging=staging,
         dtype=DTYPES[dtype],
         deadline=time.monotonic() + timeout_seconds,
@@ -125,6 +111,26 @@ def execute(
     )
     with torch.no_grad():
         return execution.run()
+
+
+def source_parameters(
+    program: TransferProgram,
+    source: Mapping[str, torch.Tensor],
+    destination: Mapping[str, torch.Tensor],
+) -> Parameters:
+    """What sends read: source parameters, then destination ones that are passed on."""
+    tensors = [source.get(name) for name in program.source_tensors]
+    tensors += [destination.get(name) for name in program.destination_tensors]
+    names = program.source_tensors + program.destination_tensors
+    return Parameters(names, tensors, program.sends.blocks)
+
+
+def destination_parameters(
+    program: TransferProgram, destination: Mapping[str, torch.Tensor]
+) -> Parameters:
+    """What receives write."""
+    names = program.destination_tensors
+    return Parameters(names, [destination.get(name) for name in names], program.receives.blocks)
 
 
 class Execution:
@@ -149,51 +155,65 @@ class Execution:
         self._destination = destination
         self._staging = staging
         self._dtype = dtype
-        self._chunk_elements = staging.chunk_bytes // dtype.itemsize
         self._deadline = deadline
-        # One buffer is left for the chunk that is copied within the process.
+        # One buffer is left for a chunk that is copied within the process.
         self._window = max(
             1, min(max_in_flight, communicator.max_operations, staging.max_buffers - 1)
         )
         self._in_flight: deque[InFlight] = deque()
-        self._sends = streams_of(program.sends)
-        self._receives = streams_of(program.receives)
-        self._sent_keys = sent_keys(program)
-        self._sent = DigestSum(self._source, len(self._sent_keys.pairs), dtype) if digests else None
+        self._chunks = ProgramChunks(program, staging.chunk_bytes // dtype.itemsize)
+        if not self._chunks.local_matches():
+            raise InvalidInput.at(
+                "program",
+                f"endpoint {program.endpoint} does not receive from itself what it sends itself",
+            )
+        self._local = self._chunks.local_copies()
+        self._next_local = next(self._local, None)
+        self._sent = SentDigests(program, source, dtype) if digests else None
+        self._received = ReceivedDigests(program, destination, dtype) if digests else None
 
     def run(self) -> TransferReport:
         """Move everything; see `execute`."""
         began = time.monotonic()
         aside = self._work_aside()
-        for chunk in self._remote_chunks():
-            while len(self._in_flight) >= self._window:
-                self._finish_oldest()
-            self._start(chunk)
+        for batch in self._chunks.batches(min(self._communicator.batch_size, self._window)):
+            self._make_ready(batch)
+            with self._communicator.group():
+                for chunk in batch:
+                    self._start(chunk)
             next(aside, None)
         for _ in aside:
             pass
         while self._in_flight:
             self._finish_oldest()
-        return self._report(began)
+        moved = time.monotonic()
+        self._finish_digests()
+        return self._report(moved - began, time.monotonic() - moved)
 
-    def _remote_chunks(self) -> list[Chunk]:
-        """Chunks from and to other endpoints, in the order that all endpoints share."""
-        endpoint = self._program.endpoint
-        chunks = [
-            Chunk(stream=stream, number=number, direction=direction)
-            for streams, direction in (
-                (self._sends, Direction.SEND),
-                (self._receives, Direction.RECEIVE),
-            )
-            for stream in streams
-            if stream.peer != endpoint
-            for number in range(stream.num_chunks(self._chunk_elements))
-        ]
-        return sorted(chunks, key=lambda chunk: chunk.order(endpoint))
+    def _make_ready(self, batch: list[Chunk]) -> None:
+        """Wait until a batch has room, and what it passes on has arrived."""
+        while self._in_flight and len(self._in_flight) + len(batch) > self._window:
+            self._finish_oldest()
+        if any(self._passes_on(chunk) for chunk in batch):
+            # A program passes on what came at least two rounds before.
+            arrived = batch[0].round - 2
+            while any(
+                item.chunk.direction is Direction.RECEIVE and item.chunk.round <= arrived
+                for item in self._in_flight
+            ):
+                self._finish_oldest()
+            while self._next_local is not None and self._next_local.round <= arrived:
+                self._copy_next()
+
+    def _passes_on(self, chunk: Chunk) -> bool:
+        first_destination = len(self._program.source_tensors)
+        return chunk.direction is Direction.SEND and bool(
+            (chunk.stream.tensor >= first_destination).any()
+        )
 
     def _start(self, chunk: Chunk) -> None:
         """Pack where needed, and hand the chunk to the communicator."""
-        pieces = chunk.pieces(self._chunk_elements)
+        pieces = self._chunks.pieces(chunk)
         sending = chunk.direction is Direction.SEND
         parameters = self._source if sending else self._destination
         buffer = None
@@ -205,7 +225,7 @@ class Execution:
                 parameters.pack(pieces, elements)
         start = self._communicator.send if sending else self._communicator.receive
         try:
-            pending = start(elements, peer=chunk.stream.peer, round=chunk.stream.round)
+            pending = start(elements, peer=chunk.peer, round=chunk.round)
         except Unavailable as error:
             raise self._named(error, chunk, pieces) from error
         self._in_flight.append(
@@ -240,69 +260,57 @@ class Execution:
     # Work within the process, done in small steps while chunks are on their way.
 
     def _work_aside(self) -> Iterator[None]:
-        yield from self._copy_local()
+        while self._next_local is not None:
+            self._copy_next()
+            yield
         if self._sent is not None:
-            for _ in self._sent.add(self._program.sends.blocks, self._sent_keys.of_block):
-                yield
+            yield from self._sent.own_steps()
 
-    def _copy_local(self) -> Iterator[None]:
-        """Messages to oneself, chunk by chunk."""
-        endpoint = self._program.endpoint
-        sends = [stream for stream in self._sends if stream.peer == endpoint]
-        receives = [stream for stream in self._receives if stream.peer == endpoint]
-        if [stream.num_elements for stream in sends] != [
-            stream.num_elements for stream in receives
-        ]:
-            raise InvalidInput.at(
-                "program", f"endpoint {endpoint} sends itself other than it receives from itself"
-            )
-        for sent, received in zip(sends, receives, strict=True):
-            for first in range(0, sent.num_elements, self._chunk_elements):
-                last = min(first + self._chunk_elements, sent.num_elements)
-                self._copy(tuple(sent.pieces(first, last)), tuple(received.pieces(first, last)))
-                yield
+    def _copy_next(self) -> None:
+        """The next chunk that stays in the process."""
+        copy = self._next_local
+        assert copy is not None
+        self._next_local = next(self._local, None)
+        self._copy(copy)
 
-    def _copy(self, sent: tuple[Piece, ...], received: tuple[Piece, ...]) -> None:
-        """Copy a chunk at once if its pieces are alike or either side is one run."""
+    def _copy(self, copy: LocalCopy) -> None:
+        """Copy at once if the pieces are alike on both sides or either side is one run."""
         source, destination = self._source, self._destination
+        # A copy between two other types would skip the rounding of the type on the way.
         rounded = source.all_of(self._dtype) or destination.all_of(self._dtype)
-        if rounded and _shapes(sent) == _shapes(received):
-            for here, there in zip(sent, received, strict=True):
+        if rounded and _shapes(copy.sent) == _shapes(copy.received):
+            for here, there in zip(copy.sent, copy.received, strict=True):
                 destination.view(there).copy_(source.view(here))
-        elif (run := source.direct(sent, self._dtype)) is not None:
-            destination.unpack(received, run)
-        elif (run := destination.direct(received, self._dtype)) is not None:
-            source.pack(sent, run)
+        elif (run := source.direct(copy.sent, self._dtype)) is not None:
+            destination.unpack(copy.received, run)
+        elif (run := destination.direct(copy.received, self._dtype)) is not None:
+            source.pack(copy.sent, run)
         else:
             buffer = self._staging.take()
-            elements = self._elements_of(buffer, sent)
-            source.pack(sent, elements)
-            destination.unpack(received, elements)
+            elements = self._elements_of(buffer, copy.sent)
+            source.pack(copy.sent, elements)
+            destination.unpack(copy.received, elements)
             self._staging.give_back(buffer)
 
-    def _report(self, began: float) -> TransferReport:
-        sent_digests: dict[tuple[int, int], int] = {}
-        received: dict[int, int] = {}
+    def _finish_digests(self) -> None:
         if self._sent is not None:
-            values = self._sent.values().tolist()
-            sent_digests = dict(zip(self._sent_keys.pairs, values, strict=True))
-            received = received_digests(self._program, self._destination, self._dtype)
-        return TransferReport(
-            sent_bytes=self._bytes(self._sends, local=False),
-            received_bytes=self._bytes(self._receives, local=False),
-            local_bytes=self._bytes(self._receives, local=True),
-            sent_digests=sent_digests,
-            received_digests=received,
-            seconds=time.monotonic() - began,
-        )
+            for _ in self._sent.relayed_steps():
+                pass
+        if self._received is not None:
+            for _ in self._received.steps():
+                pass
 
-    def _bytes(self, streams: list[Stream], *, local: bool) -> int:
-        elements = sum(
-            stream.num_elements
-            for stream in streams
-            if (stream.peer == self._program.endpoint) is local
+    def _report(self, seconds: float, digest_seconds: float) -> TransferReport:
+        itemsize = self._dtype.itemsize
+        return TransferReport(
+            sent_bytes=self._chunks.sent_elements * itemsize,
+            received_bytes=self._chunks.received_elements * itemsize,
+            local_bytes=self._chunks.local_elements * itemsize,
+            seconds=seconds,
+            digest_seconds=digest_seconds,
+            sent_digests=self._sent.values() if self._sent is not None else {},
+            received_digests=self._received.values() if self._received is not None else {},
         )
-        return elements * self._dtype.itemsize
 
 
 def _shapes(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:

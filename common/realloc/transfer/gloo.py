@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
 from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Direction, Operation
 
 MAX_OPERATIONS = 256
 """Unfinished gloo operations per endpoint; each holds a buffer, none a thread."""
+_METHOD = {Direction.SEND: "send", Direction.RECEIVE: "recv"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class GlooPending:
     """A gloo work handle and the buffer that must outlive it."""
 
     operation: Operation
-    work: dist.Work
+    work: Work
     buffer: torch.Tensor
 
     def wait(self, timeout_seconds: float) -> None:
@@ -42,7 +43,7 @@ class GlooCommunicator:
     def __init__(
         self,
         *,
-        store: dist.Store,
+        store: Store,
         group_id: str,
         endpoint: int,
         num_endpoints: int,
@@ -62,12 +63,12 @@ class GlooCommunicator:
         """
         self._endpoint = endpoint
         self._num_endpoints = num_endpoints
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in torch's stubs
+        options._devices = [ProcessGroupGloo.create_device(hostname=host)]
         options._timeout = timedelta(seconds=timeout_seconds)
-        prefixed = dist.PrefixStore(f"gloo/{group_id}", store)
+        prefixed = PrefixStore(f"gloo/{group_id}", store)
         try:
-            self._group: dist.ProcessGroupGloo | None = dist.ProcessGroupGloo(
+            self._group: ProcessGroupGloo | None = ProcessGroupGloo(
                 prefixed, endpoint, num_endpoints, options
             )
         except RuntimeError as error:
@@ -87,6 +88,10 @@ class GlooCommunicator:
     @property
     def max_operations(self) -> int:
         return MAX_OPERATIONS
+
+    @property
+    def batch_size(self) -> int:
+        return 1
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
@@ -112,7 +117,7 @@ class GlooCommunicator:
         )
         if self._group is None:
             raise operation.failed("the communicator is closed")
-        start = self._group.send if direction is Direction.SEND else self._group.recv
+        start = getattr(self._group, _METHOD[direction])  # not in torch's stubs
         try:
             work = start([buffer], peer, 0)
         except RuntimeError as error:

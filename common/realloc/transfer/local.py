@@ -108,6 +108,10 @@ class LocalCommunicator:
     def max_operations(self) -> int:
         return MAX_OPERATIONS
 
+    @property
+    def batch_size(self) -> int:
+        return 1
+
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 

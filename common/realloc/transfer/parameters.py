@@ -1,42 +1,62 @@
 """Local parameters of a program: checked once, then read and written in place by blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from realloc.core.errors import Problem, raise_problems
-from realloc.core.transfer import Blocks
+from realloc.core.transfer import Blocks, Int64
 from realloc.transfer.streams import Piece
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Element types on the way, by their names in a plan."""
+_ABSENT = torch.empty(0)
+"""Stands for a parameter that no block names."""
 
 
 class Parameters:
-    """The parameters that a program reads or writes, in the order of its list of names."""
+    """The parameters that a program reads or writes, numbered as its blocks number them."""
 
     def __init__(
-        self, names: Sequence[str], tensors: Mapping[str, torch.Tensor], blocks: Blocks
+        self,
+        names: Sequence[str],
+        tensors: Sequence[torch.Tensor | None],
+        blocks: Blocks,
     ) -> None:
         """Check that every block lies in its parameter.
 
+        Args:
+            names: of the parameters, for errors.
+            tensors: the parameters; None where this process lacks one.
+            blocks: all that will be read or written.
+
         Raises:
-            InvalidInput: parameters that are missing, not contiguous, not of floating point or
-                too small; all of them, each by its name.
+            InvalidInput: parameters in use that are missing, not contiguous, not of floating
+                point or too small; all of them, each by its name.
         """
-        raise_problems(_problems(names, tensors, blocks))
+        needed = _needed_elements(len(names), blocks)
+        used = [
+            (name, tensor, int(size))
+            for name, tensor, size in zip(names, tensors, needed, strict=True)
+            if size
+        ]
+        raise_problems(problem for item in used for problem in _problems(*item))
         self.names = tuple(names)
-        self.flat = tuple(tensors[name].detach().view(-1) for name in names)
-        self._dtypes = {flat.dtype for flat in self.flat}
+        self.flat = tuple(
+            tensor.detach().view(-1) if size and tensor is not None else _ABSENT
+            for tensor, size in zip(tensors, needed, strict=True)
+        )
+        self._used = [flat for flat in self.flat if flat is not _ABSENT]
+        self._dtypes = {flat.dtype for flat in self._used}
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie; the CPU where there are none."""
-        return self.flat[0].device if self.flat else torch.device("cpu")
+        """Where the parameters in use lie; the CPU where there are none."""
+        return self._used[0].device if self._used else torch.device("cpu")
 
     def all_of(self, dtype: torch.dtype) -> bool:
-        """Whether every parameter has this element type."""
+        """Whether every parameter in use has this element type."""
         return self._dtypes <= {dtype}
 
     def view(self, piece: Piece) -> torch.Tensor:
@@ -73,23 +93,20 @@ def _part(chunk: torch.Tensor, piece: Piece) -> torch.Tensor:
     return part.view(piece.rows, piece.cols)
 
 
-def _problems(
-    names: Sequence[str], tensors: Mapping[str, torch.Tensor], blocks: Blocks
-) -> list[Problem]:
-    needed = np.zeros(len(names), dtype=np.int64)
+def _needed_elements(num_tensors: int, blocks: Blocks) -> Int64:
+    """How long each parameter must be for its blocks; 0 for one that no block names."""
+    needed = np.zeros(num_tensors, dtype=np.int64)
     last = blocks.start + (blocks.rows - 1) * blocks.row_stride + blocks.cols
     np.maximum.at(needed, blocks.tensor, last)
-    problems = []
-    for name, size in zip(names, needed.tolist(), strict=True):
-        tensor = tensors.get(name)
-        if tensor is None:
-            problems.append(Problem(name, "the program moves it and this process lacks it"))
-        elif not tensor.is_contiguous():
-            problems.append(Problem(name, "is not contiguous"))
-        elif not tensor.is_floating_point():
-            problems.append(Problem(name, f"has element type {tensor.dtype}"))
-        elif tensor.numel() < size:
-            problems.append(
-                Problem(name, f"has {tensor.numel()} elements and the program needs {size}")
-            )
-    return problems
+    return needed
+
+
+def _problems(name: str, tensor: torch.Tensor | None, size: int) -> Iterator[Problem]:
+    if tensor is None:
+        yield Problem(name, "the program moves it and this process lacks it")
+    elif not tensor.is_contiguous():
+        yield Problem(name, "is not contiguous")
+    elif not tensor.is_floating_point():
+        yield Problem(name, f"has element type {tensor.dtype}")
+    elif tensor.numel() < size:
+        yield Problem(name, f"has {tensor.numel()} elements and the program needs {size}")

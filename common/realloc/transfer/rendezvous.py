@@ -3,7 +3,8 @@
 import socket
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore  # where torch declares its type
+from torch.distributed import DistError
 
 from realloc.core.errors import Unavailable
 
@@ -20,7 +21,7 @@ class TransferStore:
         listener = socket.create_server((host, 0), backlog=512)
         self.host = host
         self.port: int = listener.getsockname()[1]
-        self._store: dist.TCPStore | None = dist.TCPStore(
+        self._store: TCPStore | None = TCPStore(
             host_name=host,
             port=self.port,
             is_master=True,
@@ -35,21 +36,21 @@ class TransferStore:
         self._store = None
 
 
-def connect_store(host: str, port: int, timeout_seconds: float) -> dist.TCPStore:
+def connect_store(host: str, port: int, timeout_seconds: float) -> TCPStore:
     """Join the store that another process (or this one) serves.
 
     Raises:
         Unavailable: nobody serves there within the time.
     """
     try:
-        return dist.TCPStore(
+        return TCPStore(
             host_name=host,
             port=port,
             is_master=False,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_seconds),
         )
-    except (RuntimeError, dist.DistError) as error:
+    except (RuntimeError, DistError) as error:
         raise Unavailable(
             f"no transfer store at {host}:{port} within {timeout_seconds:g} s: "
             f"{str(error).splitlines()[0]}"

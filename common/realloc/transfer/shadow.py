@@ -43,16 +43,18 @@ class ShadowParameters:
         """
         if self._staged:
             raise Conflict("weights are staged already; commit or abort them first")
-        names = program.destination_tensors
-        missing = [name for name in names if name not in self._live]
+        written = {
+            name: elements
+            for name, elements in zip(
+                program.destination_tensors, _written_elements(program), strict=True
+            )
+            if elements
+        }
+        missing = [name for name in written if name not in self._live]
         if missing:
             raise NotFound(f"this process has no parameters {', '.join(missing)}")
-        written = _written_elements(program)
-        shadows = {
-            name: self._prepare(name, elements)
-            for name, elements in zip(names, written, strict=True)
-        }
-        self._staged = tuple(names)
+        shadows = {name: self._prepare(name, elements) for name, elements in written.items()}
+        self._staged = tuple(written)
         return shadows
 
     def commit(self) -> None:

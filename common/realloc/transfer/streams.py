@@ -111,7 +111,8 @@ def concatenated_ranges(first: Int64, last: Int64) -> Int64:
     """The indices first[0] … last[0] − 1, first[1] … last[1] − 1 and so on."""
     counts = last - first
     shift = np.repeat(first - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
-    return np.arange(int(counts.sum()), dtype=np.int64) + shift
+    indices: Int64 = np.arange(int(counts.sum()), dtype=np.int64) + shift
+    return indices
 
 
 def _stream(messages: Messages, chosen: Int64, peer: int, round_: int) -> Stream:

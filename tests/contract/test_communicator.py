@@ -1,0 +1,202 @@
+"""What every `Communicator` does, whatever moves its bytes."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from realloc.core.errors import Unavailable
+from realloc.transfer.communicator import Communicator, Pending
+from tests.support.communicators import NUM_ENDPOINTS, World, make_world
+
+BACKENDS = ("local", "gloo")
+SIZES = (1, 8, 4096, 300_001)
+TIMEOUT = 20.0
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    made = make_world(request.param)
+    yield made
+    made.close()
+
+
+def others(communicator: Communicator) -> list[int]:
+    return [peer for peer in range(NUM_ENDPOINTS) if peer != communicator.endpoint]
+
+
+def content(sender: int, receiver: int, number: int, size: int) -> torch.Tensor:
+    """Bytes that differ for each message."""
+    generator = torch.Generator().manual_seed(1000 * sender + 100 * receiver + number)
+    return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator)
+
+
+def pairs_in_order() -> list[tuple[int, int, int]]:
+    """(number, sender, receiver) of all messages, in an order that all endpoints share."""
+    return [
+        (number, sender, receiver)
+        for number in range(len(SIZES))
+        for sender in range(NUM_ENDPOINTS)
+        for receiver in range(NUM_ENDPOINTS)
+        if sender != receiver
+    ]
+
+
+# Scenarios, run by every endpoint.
+
+
+def exchange(communicator: Communicator) -> bool:
+    me = communicator.endpoint
+    started, received = [], []
+    for number, sender, receiver in pairs_in_order():
+        size = SIZES[number]
+        if me == sender:
+            buffer = communicator.allocate(size) if number % 2 else torch.empty(size).byte()
+            buffer.copy_(content(me, receiver, number, size))
+            started.append(communicator.send(buffer, peer=receiver, round=number))
+        elif me == receiver:
+            buffer = torch.zeros(size, dtype=torch.uint8)
+            started.append(communicator.receive(buffer, peer=sender, round=number))
+            received.append((buffer, content(sender, me, number, size)))
+    for pending in started:
+        pending.wait(TIMEOUT)
+    return all(torch.equal(found, expected) for found, expected in received)
+
+
+def send_typed(communicator: Communicator) -> bool:
+    if communicator.endpoint == 0:
+        values = torch.arange(1000, dtype=torch.bfloat16)
+        communicator.send(values[100:900], peer=1, round=0).wait(TIMEOUT)
+    if communicator.endpoint == 1:
+        found = torch.zeros(1000, dtype=torch.bfloat16)
+        communicator.receive(found[100:900], peer=0, round=0).wait(TIMEOUT)
+        expected = torch.arange(1000, dtype=torch.bfloat16)
+        return (
+            torch.equal(found[100:900], expected[100:900])
+            and not found[:100].any()
+            and not found[900:].any()
+        )
+    return True
+
+
+def reuse_a_buffer(communicator: Communicator) -> list[int]:
+    found = []
+    buffer = communicator.allocate(64 << 10)
+    for value in range(20):
+        if communicator.endpoint == 0:
+            buffer.fill_(value)
+            communicator.send(buffer, peer=2, round=value).wait(TIMEOUT)
+        if communicator.endpoint == 2:
+            communicator.receive(buffer, peer=0, round=value).wait(TIMEOUT)
+            assert int(buffer.min()) == int(buffer.max())
+            found.append(int(buffer[0]))
+    return found
+
+
+def fill_the_window(communicator: Communicator) -> bool:
+    if communicator.endpoint == 2:
+        return True
+    peer = 1 - communicator.endpoint
+    count = communicator.max_operations // 2
+    buffers = [torch.full((1000,), number, dtype=torch.int32) for number in range(count)]
+    found = [torch.zeros(1000, dtype=torch.int32) for _ in range(count)]
+    started = []
+    for mine, theirs in zip(buffers, found, strict=True):
+        with communicator.group():
+            halves = [
+                lambda mine=mine: communicator.send(mine, peer=peer, round=0),
+                lambda theirs=theirs: communicator.receive(theirs, peer=peer, round=0),
+            ]
+            # Lower endpoint first: one order for both.
+            started += [half() for half in (halves if peer else halves[::-1])]
+    for pending in started:
+        pending.wait(TIMEOUT)
+    return all(torch.equal(a, b) for a, b in zip(buffers, found, strict=True))
+
+
+def wait_for_nobody(communicator: Communicator) -> tuple[float, str]:
+    if communicator.endpoint != 0:
+        stay_until_left(communicator, 0)
+        return 0.0, ""
+    pending = communicator.receive(torch.zeros(10, dtype=torch.uint8), peer=1, round=7)
+    return _failure(pending)
+
+
+def wait_for_one_who_left(communicator: Communicator) -> tuple[float, str]:
+    if communicator.endpoint != 0:
+        return 0.0, ""
+    try:
+        pending = communicator.receive(torch.zeros(10, dtype=torch.uint8), peer=1, round=3)
+    except Unavailable as error:
+        return 0.0, str(error)
+    return _failure(pending, TIMEOUT)
+
+
+def stay_until_left(communicator: Communicator, peer: int) -> None:
+    """Be silent, but connected, until a peer closes."""
+    never = communicator.receive(torch.zeros(1, dtype=torch.uint8), peer=peer, round=0)
+    with pytest.raises(Unavailable):
+        never.wait(TIMEOUT)
+
+
+def _failure(pending: Pending, timeout_seconds: float = 0.3) -> tuple[float, str]:
+    began = time.monotonic()
+    try:
+        pending.wait(timeout_seconds)
+    except Unavailable as error:
+        return time.monotonic() - began, str(error)
+    return 0.0, "no failure"
+
+
+def use_after_close(communicator: Communicator) -> str:
+    communicator.close()
+    communicator.close()
+    try:
+        communicator.send(torch.zeros(1), peer=others(communicator)[0], round=0)
+    except Unavailable as error:
+        return str(error)
+    return "sent"
+
+
+# What they prove.
+
+
+def test_all_pairs_exchange_messages_of_all_sizes(world: World) -> None:
+    """Every pair's messages arrive whole, in order, in both directions at once."""
+    assert world.run(exchange) == [True] * NUM_ENDPOINTS
+
+
+def test_a_slice_of_typed_memory_is_sent_and_received_in_place(world: World) -> None:
+    """A contiguous slice of any element type moves without touching its surroundings."""
+    assert all(world.run(send_typed))
+
+
+def test_a_buffer_is_free_after_its_wait(world: World) -> None:
+    """Overwriting a buffer after its wait never changes what was sent before."""
+    assert world.run(reuse_a_buffer)[2] == list(range(20))
+
+
+def test_as_many_operations_as_promised_are_in_flight(world: World) -> None:
+    """`max_operations` operations can be started before the first wait."""
+    assert all(world.run(fill_the_window))
+
+
+def test_a_wait_ends_at_its_deadline_and_says_what_for(world: World) -> None:
+    """A silent peer is an error in time, which names both endpoints, operation and round."""
+    seconds, message = world.run(wait_for_nobody)[0]
+    assert 0.2 < seconds < 3.0
+    for part in ("endpoint 0", "receive from endpoint 1", "round 7", "10 bytes"):
+        assert part in message
+
+
+def test_a_peer_that_left_is_noticed_before_the_deadline(world: World) -> None:
+    """A closed peer ends waits for it at once, not at their deadline."""
+    seconds, message = world.run(wait_for_one_who_left)[0]
+    assert seconds < 5.0
+    assert "receive from endpoint 1 in round 3" in message
+
+
+def test_a_closed_communicator_refuses_operations(world: World) -> None:
+    """Closing twice is fine; sending afterwards is an error, not a crash."""
+    assert all("failed" in message for message in world.run(use_after_close))

@@ -1,0 +1,95 @@
+"""Messages become streams of chunks that hold the same elements on both sides."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realloc.core.transfer import Blocks, Messages
+from realloc.transfer.streams import Piece, coalesce, streams_of
+
+block = st.tuples(
+    st.integers(0, 2), st.integers(0, 9), st.integers(1, 4), st.integers(1, 5), st.integers(5, 7)
+)
+
+
+def elements_of(tensor: int, start: int, rows: int, cols: int, stride: int) -> list[int]:
+    """Every element of a block as one number, in packing order."""
+    return [1000 * tensor + start + r * stride + c for r in range(rows) for c in range(cols)]
+
+
+def piece_elements(piece: Piece) -> list[int]:
+    return elements_of(piece.tensor, piece.start, piece.rows, piece.cols, piece.row_stride)
+
+
+def messages_of(specs: list[tuple[int, int, list[tuple[int, ...]]]]) -> Messages:
+    columns = np.array([b for _, _, blocks in specs for b in blocks], dtype=np.int64).T
+    return Messages(
+        peer=np.array([peer for peer, _, _ in specs], dtype=np.int32),
+        round=np.array([round_ for _, round_, _ in specs], dtype=np.int32),
+        first_block=np.cumsum([0, *(len(blocks) for _, _, blocks in specs)]),
+        blocks=Blocks(
+            tensor=columns[0].astype(np.int32),
+            start=columns[1],
+            rows=columns[2],
+            cols=columns[3],
+            row_stride=columns[4],
+            canonical=np.zeros(columns.shape[1], np.int32),
+            canonical_start=np.zeros(columns.shape[1], np.int64),
+            canonical_stride=np.ones(columns.shape[1], np.int64),
+        ),
+    )
+
+
+@given(
+    specs=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.lists(block, min_size=1, max_size=5)),
+        min_size=1,
+        max_size=5,
+    ),
+    chunk=st.integers(1, 40),
+)
+@settings(max_examples=200, deadline=None)
+def test_chunks_hold_the_elements_of_all_messages_in_order(
+    specs: list[tuple[int, int, list[tuple[int, ...]]]], chunk: int
+) -> None:
+    """Streams are ordered by round and peer; a stream's chunks are its messages' elements."""
+    specs.sort(key=lambda spec: spec[1])
+    streams = streams_of(messages_of(specs))
+    keys = sorted({(round_, peer) for peer, round_, _ in specs})
+    assert [(stream.round, stream.peer) for stream in streams] == keys
+    for stream in streams:
+        expected = [
+            element
+            for peer, round_, blocks in specs
+            if (round_, peer) == (stream.round, stream.peer)
+            for spec in blocks
+            for element in elements_of(*spec)
+        ]
+        assert stream.num_elements == len(expected)
+        found: list[int] = []
+        for number in range(stream.num_chunks(chunk)):
+            first = number * chunk
+            pieces = list(stream.pieces(first, min(first + chunk, len(expected))))
+            offset = 0
+            for piece in pieces:
+                assert piece.offset == offset
+                offset += piece.num_elements
+                found += piece_elements(piece)
+            assert offset == min(chunk, len(expected) - first)
+        assert found == expected
+
+
+def test_adjacent_slices_become_one_run() -> None:
+    """Rows without gaps, runs that follow each other and stacked rectangles are merged."""
+    cases = {
+        "rows without a gap": ([(0, 0, 4, 8, 8)], [(0, 0, 1, 32)]),
+        "runs in a row": ([(0, 0, 1, 8, 8), (0, 8, 2, 4, 4)], [(0, 0, 1, 16)]),
+        "stacked rectangles": ([(0, 0, 3, 4, 8), (0, 24, 2, 4, 8)], [(0, 0, 5, 4)]),
+        "two tensors": ([(0, 0, 1, 8, 8), (1, 8, 1, 8, 8)], [(0, 0, 1, 8), (1, 8, 1, 8)]),
+        "a gap": ([(0, 0, 1, 8, 8), (0, 9, 1, 8, 8)], [(0, 0, 1, 8), (0, 9, 1, 8)]),
+    }
+    for name, (blocks, merged) in cases.items():
+        columns = np.array(blocks, dtype=np.int64).T
+        tensor, start, rows, cols, _ = coalesce(columns[0].astype(np.int32), *columns[1:])
+        found = [tuple(row) for row in np.stack((tensor, start, rows, cols), axis=1).tolist()]
+        assert found == merged, name
