@@ -230,10 +230,10 @@ class IterationRunner:
         for call in self._graph.calls:
             if call.name in state.outcomes:
                 metrics |= _metrics(call, state.outcomes[call.name])
-        if "actor/kl" in metrics:
+        if "actor/kl_to_ref" in metrics:
             metrics["actor/kl_coefficient"] = self._kl_controller.coefficient
             self._kl_controller = self._kl_controller.updated(
-                metrics["actor/kl"], state.columns.num_rows
+                metrics["actor/kl_to_ref"], state.columns.num_rows
             )
         num_tokens = max(outcome.num_tokens for outcome in state.outcomes.values())
         metrics["perf/tokens_per_second"] = num_tokens / seconds

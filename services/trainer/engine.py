@@ -1,8 +1,9 @@
 """What the trainer service asks of an engine. Calls are blocking and run in one thread.
 
-Every method but `parameters` is collective: each rank of the job's world calls it with the
-same model id, in the same order. A call that raises leaves the engine unusable for the job
-where its collectives were cut off; the process then exits and is started anew.
+`start_job`, `create_model` and `end_job` are collective over the job's world, `infer`, `train`
+and `save_checkpoint` over the model's layout; all ranks make them in the same order. A call
+that raises leaves the engine unusable for the job where its collectives were cut off; the
+process then exits and is started anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,8 +101,11 @@ class TrainerEngine(Protocol):
         ...
 
     def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
-        """Write a Hugging Face folder, with the tokenizer of the folder `source`; complete
-        only when its marker file is there."""
+        """Write a Hugging Face folder; complete only when its marker file is there.
+
+        `source` is a folder whose tokenizer and further configuration are carried over; empty
+        for that of the checkpoint that the model came from.
+        """
         ...
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:

@@ -6,6 +6,7 @@ its calls in the same order, from one thread.
 """
 
 import gc
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,7 +33,7 @@ from services.trainer.megatron_model import (
     check_buildable,
     make_trainable,
 )
-from services.trainer.network import choose_gloo_interface
+from services.trainer.network import GLOO_INTERFACE, choose_gloo_interface
 from services.trainer.training import train
 from services.trainer.weights import (
     HuggingFaceWeights,
@@ -61,6 +62,7 @@ class MegatronEngine:
         self._device = torch.device("cpu")
         if torch.cuda.is_available():
             self._device = torch.device("cuda", torch.cuda.current_device())
+        self._interface_is_given = GLOO_INTERFACE in os.environ
         self._job: _Job | None = None
 
     def start_job(self, world: JobWorld) -> None:
@@ -72,7 +74,8 @@ class MegatronEngine:
         """
         if self._job is not None:
             raise Conflict(f"job {self._job.world.job_id} runs on this shard; end it first")
-        choose_gloo_interface(world.store_host)
+        if not self._interface_is_given:
+            choose_gloo_interface(world.store_host)
         timeout = timedelta(seconds=world.timeout_seconds)
         try:
             # Jobs that follow each other meet at the same store, each under its own names.
@@ -100,7 +103,7 @@ class MegatronEngine:
         Raises:
             Conflict: the job has a model of this id.
             InvalidInput: the layout does not fit the model or the job, or the checkpoint is
-                unreadable. Nothing has been built then, on any rank.
+                unreadable. Nothing has been built then.
         """
         job = self._running()
         if spec.model_id in job.models or spec.model_id in job.elsewhere:

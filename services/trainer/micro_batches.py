@@ -90,6 +90,8 @@ def idle_micro_batch(selection: Selection, device: torch.device) -> MicroBatch:
 
 def selected_counts(batch: Batch, selection: Selection) -> NDArray[np.int64]:
     """Selected tokens of each row, int64 [B]."""
+    if not batch.num_rows:
+        return np.zeros(0, np.int64)
     lengths = batch.fields["tokens"].lengths
     if selection is Selection.LAST:
         return np.ones(len(lengths), np.int64)
@@ -100,7 +102,12 @@ def selected_counts(batch: Batch, selection: Selection) -> NDArray[np.int64]:
 
 
 def check_batch(batch: Batch, selection: Selection) -> None:
-    """Raise `InvalidInput` with every field that is missing or has the wrong lengths."""
+    """Raise `InvalidInput` with every field that is missing or has the wrong lengths.
+
+    A batch without rows needs no fields.
+    """
+    if not batch.num_rows:
+        return
     wanted = {
         Selection.RESPONSE: ("tokens", "prompt_length"),
         Selection.LOSS_MASK: ("tokens", "loss_mask"),

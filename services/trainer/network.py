@@ -3,20 +3,19 @@
 import os
 import socket
 
-_VARIABLE = "GLOO_SOCKET_IFNAME"
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Environment variable that gloo reads whenever a group is made."""
 
 
 def choose_gloo_interface(peer: str) -> None:
     """Make gloo listen on the interface that leads to `peer`.
 
     By itself gloo listens where the host's own name resolves to, which need not be reachable,
-    and on many machines is loopback. A choice made by the user's environment stays.
+    and on many machines is loopback.
     """
-    if _VARIABLE in os.environ:
-        return
     name = interface_towards(peer)
     if name is not None:
-        os.environ[_VARIABLE] = name
+        os.environ[GLOO_INTERFACE] = name
 
 
 def interface_towards(peer: str) -> str | None:

@@ -78,6 +78,11 @@ def compute_targets(
 
 
 def _estimate(batch: Batch, ppo: PpoSettings, kl_coefficient: float) -> _Estimates:
+    if not batch.num_rows:
+        nothing_BT = torch.zeros(0, 0)
+        return _Estimates(
+            mask_BT=nothing_BT.bool(), advantages_BT=nothing_BT, returns_BT=nothing_BT, kl=0.0
+        )
     raise_problems(
         Problem(f"fields.{name}", "is missing") for name in _NEEDED if name not in batch.fields
     )
@@ -108,6 +113,8 @@ def _padded(batch: Batch, name: str, mask_BT: Tensor) -> Tensor:
 
 
 def _with_targets(batch: Batch, estimate: _Estimates, sums_3: Tensor | None) -> Batch:
+    if not batch.num_rows:
+        return batch
     advantages_BT, mask_BT = estimate.advantages_BT, estimate.mask_BT
     if sums_3 is not None:
         advantages_BT = whiten(advantages_BT, mask_BT, sums_3)

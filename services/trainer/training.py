@@ -52,7 +52,8 @@ def train(
     if not mini_batches:
         raise InvalidInput.at("mini_batches", "is empty; a call makes at least one step")
     objective = objective_of(settings, model.spec.architecture, model.groups.tensor)
-    selection = selection_of(settings, all("loss_mask" in b.fields for b in mini_batches))
+    has_loss_mask = all("loss_mask" in batch.fields for batch in mini_batches if batch.num_rows)
+    selection = selection_of(settings, has_loss_mask)
     for batch in mini_batches:
         check_batch(batch, selection)
     targets = None

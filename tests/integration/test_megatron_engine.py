@@ -1,7 +1,7 @@
 """Megatron-core models in every layout agree with Hugging Face, and with each other."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from realloc.core.batch import Batch
 from realloc.core.model import Head
+from realloc.core.settings import OptimizerSettings
 from services.trainer.engine import ModelSpec, TrainResult
 from tests.support.engine_ranks import (
     EngineRanks,
@@ -243,6 +244,87 @@ def test_training_does_not_depend_on_the_layout(
     for name, weights in found.weights.items():
         assert_allclose(weights, expected.weights[name], rtol=0, atol=1e-5, err_msg=name)
         assert np.abs(weights - found.before[name]).max() > 1e-5, name
+
+
+def test_a_step_equals_plain_torch(
+    job: EngineRanks, models: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """Loss, gradient norm and new weights of a step are those of AdamW on transformers' model,
+    with clipping, weight decay on matrices only, and a learning rate that warms up."""
+    family, changes = TINY_MODELS["llama"]
+    reference = tiny_hf_model(family, 0, tmp_path, **changes)
+    settings = OptimizerSettings(
+        learning_rate=1e-3, warmup_steps=4, weight_decay=0.1, epsilon=1e-4, max_grad_norm=1.0
+    )
+    spec = create(job, replace(model_spec("model", tmp_path, "d1t2p1"), optimizer=settings))
+    batch = random_batch(8, seed=10)
+    found = train(job, spec, call_settings("sft"), [batch])
+    parameters = list(reference.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=1e-3 / 4,
+        betas=(settings.beta1, settings.beta2),
+        eps=1e-4,
+    )
+    loss = _reference_sft_loss(reference, batch)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    assert norm > 1, "clipping should matter"
+    assert_allclose(found.metrics["loss"], loss.item(), rtol=1e-5)
+    assert_allclose(found.metrics["grad_norm"], norm.item(), rtol=1e-5)
+    assert_allclose(found.metrics["learning_rate"], 1e-3 / 4)
+    expected = reference.state_dict()
+    for name, weights in whole_weights(job, spec).items():
+        assert_allclose(weights, expected[name].numpy(), atol=1e-6, err_msg=name)
+
+
+def _reference_sft_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Mean cross entropy of the tokens under the loss mask."""
+    losses = []
+    rows = zip(batch.fields["tokens"].rows(), batch.fields["loss_mask"].rows(), strict=True)
+    for tokens, mask in rows:
+        ids = torch.tensor(tokens, dtype=torch.long)
+        logits = model(ids.unsqueeze(0)).logits[0, :-1]
+        entropies = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        losses.append(entropies[torch.from_numpy(mask[1:] > 0.5)])
+    return torch.cat(losses).mean()
+
+
+def test_recomputed_activations_change_nothing(
+    job: EngineRanks, models: dict[str, tuple[Path, Any]]
+) -> None:
+    """A model that recomputes its activations makes the same step."""
+    folder, _ = models["qwen3"]
+    plain = create(job, model_spec("plain", folder, "d1t2p1"))
+    thrifty = create(job, model_spec("thrifty", folder, "d1t2p1", recompute=True))
+    batch = random_batch(6, seed=11)
+    results = [train(job, spec, call_settings("sft"), [batch]) for spec in (plain, thrifty)]
+    assert_allclose(results[0].metrics["loss"], results[1].metrics["loss"], rtol=1e-6)
+    expected = whole_weights(job, plain)
+    for name, weights in whole_weights(job, thrifty).items():
+        assert_allclose(weights, expected[name], atol=1e-6, err_msg=name)
+
+
+def test_the_sampler_is_compared_before_the_first_step(
+    job: EngineRanks, models: dict[str, tuple[Path, Any]]
+) -> None:
+    """The difference to the sampler's log-probabilities is that of the weights before the
+    call: zero where the sampler had the same, however many steps follow."""
+    spec = create(job, model_spec("actor", models["llama"][0], "d2t1p1"))
+    batch = random_batch(8, seed=12)
+    settings = call_settings("ppo_actor")
+    sampled = infer(job, spec, call_settings("logprobs"), batch)
+    batch = batch.merge(sampled)
+    metrics = train(job, spec, settings, [batch.take(range(4)), batch.take(range(4, 8))]).metrics
+    assert metrics["train_rollout_logprob_abs_diff"] < 1e-5
+    assert metrics["train_rollout_logprob_abs_diff_max"] < 1e-4
+    assert metrics["approx_kl"] > 1e-6, "the second mini-batch sees new weights"
+    metrics = train(job, spec, settings, [batch]).metrics
+    assert metrics["train_rollout_logprob_abs_diff"] > 1e-4
 
 
 def test_several_models_with_layouts_of_their_own(

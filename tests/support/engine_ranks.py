@@ -204,7 +204,8 @@ def spread(batch: Batch, data: int) -> list[Batch]:
     """A share of the rows for each data rank, of uneven sizes."""
     first = max(batch.num_rows * 2 // (3 * data), 1)
     bounds = [0, *(first * (rank + 1) for rank in range(data - 1)), batch.num_rows]
-    return [batch.take(range(a, b)) for a, b in pairwise(bounds)]
+    shares = [batch.take(range(a, b)) for a, b in pairwise(bounds)]
+    return [share if share.num_rows else Batch(fields={}) for share in shares]
 
 
 def per_rank(spec: ModelSpec, shares: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ def iteration_line(report: IterationReport, iterations: int) -> str:
     for name, label, form in (
         ("reward/mean", "reward", ".3f"),
         ("actor/loss", "loss", ".4f"),
-        ("actor/kl", "kl", ".4f"),
+        ("actor/kl_to_ref", "kl", ".4f"),
         ("perf/tokens_per_second", "tok/s", ",.0f"),
     ):
         if name in metrics:
