@@ -1,4 +1,4 @@
-"""One etcd member on loopback: its command line, and a process that can be killed and restarted."""
+"""etcd on loopback: a member's command line, and a process that can be killed and restarted."""
 
 import os
 import platform
@@ -21,43 +21,50 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdMember:
-    """Where the only member of a local etcd listens and keeps its data."""
+    """Where one member of a local etcd listens and keeps its data."""
 
+    name: str
     client_port: int
     peer_port: int
     data: Path
 
     @staticmethod
-    def on_free_ports(data: Path) -> "EtcdMember":
+    def on_free_ports(name: str, data: Path) -> "EtcdMember":
         """A member on two ports of loopback that nobody listens on now."""
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            with socket.create_server(("127.0.0.1", 0)) as other:
-                return EtcdMember(
-                    client_port=one.getsockname()[1], peer_port=other.getsockname()[1], data=data
-                )
+        loopback = ("127.0.0.1", 0)
+        with socket.create_server(loopback) as one, socket.create_server(loopback) as other:
+            client_port, peer_port = one.getsockname()[1], other.getsockname()[1]
+        return EtcdMember(name=name, client_port=client_port, peer_port=peer_port, data=data)
 
     @property
     def endpoint(self) -> str:
         """``host:port`` for clients."""
         return f"127.0.0.1:{self.client_port}"
 
-    def command(self, binary: Path) -> list[str]:
-        """The command line. On one machine an election need not take longer than 200 ms."""
-        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self.peer_port}"
+    @property
+    def peer_url(self) -> str:
+        """Where the other members reach it."""
+        return f"http://127.0.0.1:{self.peer_port}"
+
+    def command(self, binary: Path, *others: "EtcdMember") -> list[str]:
+        """The command line of this member of a cluster with ``others``.
+
+        On one machine an election need not take longer than 200 ms.
+        """
         options = {
-            "name": "local",
+            "name": self.name,
             "data-dir": str(self.data),
-            "listen-client-urls": client,
-            "advertise-client-urls": client,
-            "listen-peer-urls": peer,
-            "initial-advertise-peer-urls": peer,
-            "initial-cluster": f"local={peer}",
+            "listen-client-urls": f"http://{self.endpoint}",
+            "advertise-client-urls": f"http://{self.endpoint}",
+            "listen-peer-urls": self.peer_url,
+            "initial-advertise-peer-urls": self.peer_url,
+            "initial-cluster": ",".join(f"{m.name}={m.peer_url}" for m in (self, *others)),
             "heartbeat-interval": "20",
             "election-timeout": "200",
             "logger": "zap",
             "log-outputs": "stderr",
         }
-        return [str(binary), *(part for item in options.items() for part in _option(*item))]
+        return [str(binary), *(f"--{name}={value}" for name, value in options.items())]
 
     def environment(self) -> Mapping[str, str]:
         """The process's environment: without ``ETCD_*``, which would override the options."""
@@ -78,12 +85,21 @@ class EtcdMember:
 class EtcdServer:
     """A running member; ``with`` starts it and stops it."""
 
-    def __init__(self, binary: Path, folder: Path) -> None:
-        """``folder``: gets the data and the log; an own one for each server."""
-        self.member = EtcdMember.on_free_ports(folder / "data")
+    def __init__(self, binary: Path, folder: Path, *, name: str = "local") -> None:
+        """``folder``: gets the data and the log, by the member's name."""
+        self.member = EtcdMember.on_free_ports(name, folder / f"{name}-data")
+        self.others: tuple[EtcdMember, ...] = ()
         self._binary = binary
-        self._log = folder / "etcd.log"
+        self._log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def cluster(binary: Path, folder: Path, size: int) -> "list[EtcdServer]":
+        """Servers that know each other and are not started; `launch` all, then `wait_ready`."""
+        servers = [EtcdServer(binary, folder, name=f"etcd-{i}") for i in range(size)]
+        for server in servers:
+            server.others = tuple(each.member for each in servers if each is not server)
+        return servers
 
     @property
     def endpoint(self) -> str:
@@ -96,16 +112,25 @@ class EtcdServer:
         Raises:
             EtcdNotFound: it ended or did not listen in time; the message names its log.
         """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the process only."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.member.command(self._binary),
+                self.member.command(self._binary, *self.others),
                 env=self.member.environment(),
                 stdout=log,
                 stderr=log,
             )
+
+    def wait_ready(self) -> None:
+        """Wait until it listens, see `start`."""
         deadline = time.monotonic() + READY_SECONDS
         while not self.member.answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            ended = self._process is None or self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
                 self.kill()
                 raise EtcdNotFound(f"etcd did not start; see {self._log}")
             time.sleep(0.02)
@@ -151,7 +176,3 @@ class EtcdServer:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def _option(name: str, value: str) -> tuple[str, str]:
-    return f"--{name}", value

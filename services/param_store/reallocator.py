@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from opentelemetry import trace
 
 from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.core.errors import Conflict, NotFound, ReallocError, Unavailable
 from realloc.core.transfer import Traffic, TransferPlan, TransferSession
-from realloc.telemetry import names
+from realloc.telemetry.names import Attribute, Span
+from realloc.telemetry.spans import span
 from realloc.wire.convert import to_proto
 from services.param_store.model import Model, PlacedLayout
 from services.param_store.phases import Phase, PhaseClock
@@ -86,7 +86,6 @@ class Reallocator:
         self._plans = plans
         self._connect = connect
         self._running: dict[str, asyncio.Task[Reallocation]] = {}
-        self._tracer = trace.get_tracer(__name__)
 
     async def plan(self, job_id: str, model_id: str, target: PlacedLayout) -> TransferPlan:
         """What a reallocation would move."""
@@ -112,14 +111,12 @@ class Reallocator:
     async def _reallocate(self, order: ReallocationOrder) -> Reallocation:
         clock = PhaseClock(time.monotonic())
         model = await self._registry.get(order.job_id, order.model_id)
-        with self._tracer.start_as_current_span(
-            names.REALLOCATION,
-            attributes={
-                names.JOB_ID: order.job_id,
-                names.MODEL_ID: order.model_id,
-                names.WEIGHT_VERSION: order.weight_version,
-            },
-        ) as span:
+        attributes = {
+            Attribute.JOB_ID: order.job_id,
+            Attribute.MODEL_ID: order.model_id,
+            Attribute.WEIGHT_VERSION: order.weight_version,
+        }
+        with span(Span.REALLOCATION, attributes) as current:
             nodes = self._nodes((*model.source.shards, *order.target.shards))
             plan = await self._plans.plan(model, order.target, dtype="float32", node_of=nodes)
             plan_seconds = time.monotonic() - clock.started
@@ -130,7 +127,8 @@ class Reallocator:
                 order.job_id, order.model_id, order.target, order.weight_version
             )
             seconds = time.monotonic() - clock.started
-            span.set_attribute(names.BYTES, plan.traffic.total_bytes)
+            current.set_attribute(Attribute.MOVED_BYTES, plan.traffic.total_bytes)
+            current.set_attribute(Attribute.DIGEST_OK, True)
         log.info(
             "weights reallocated",
             model=order.model_id,
@@ -161,19 +159,20 @@ class Reallocator:
     ) -> int:
         """All phases; the number of digests that agreed. Any failure before the commit aborts."""
         try:
-            with self._tracer.start_as_current_span(names.PREPARE):
+            with span(Span.REALLOCATION_PREPARE):
                 await self._prepare(order, session, plan, participants)
             clock.enter(Phase.TRANSFERRING, time.monotonic())
-            with self._tracer.start_as_current_span(names.TRANSFER):
+            with span(Span.REALLOCATION_TRANSFER):
                 reports = await self._execute(order, session, participants)
             clock.enter(Phase.VERIFYING, time.monotonic())
-            num_digests = verify_digests(reports, plan)
+            with span(Span.REALLOCATION_VERIFY):
+                num_digests = verify_digests(reports, plan)
             clock.enter(Phase.COMMITTING, time.monotonic())
         except BaseException:
             clock.enter(Phase.ABORTED, time.monotonic())
             await self._abort(session, participants)
             raise
-        with self._tracer.start_as_current_span(names.COMMIT):
+        with span(Span.REALLOCATION_COMMIT):
             await self._commit(order, session, participants)
         clock.enter(Phase.COMMITTED, time.monotonic())
         return num_digests

@@ -1,9 +1,10 @@
 """Checks an experiment before any time is spent: values, files, reward function, pins."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from realloc.core.data_file import DataFile, checked_folder
@@ -11,7 +12,7 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture, check_known_family
-from realloc.core.reward_source import check_reward_function
+from realloc.core.reward_function import check_reward_function
 from realloc.dataflow.catalog import ALGORITHMS, build_graph
 from realloc.dataflow.graph import DataflowGraph
 from realloc.reallocation.families import KNOWN_FAMILIES
@@ -43,11 +44,11 @@ class Admission:
         return next(model for model in self.models if model.model_id == "actor")
 
 
-def admit(experiment: Experiment, cluster: Cluster, *, user_roots: tuple[str, ...]) -> Admission:
+def admit(experiment: Experiment, cluster: Cluster, *, reward_roots: Sequence[Path]) -> Admission:
     """Check everything that can be checked without a device.
 
     Args:
-        user_roots: folders that reward functions may lie in; empty allows any.
+        reward_roots: folders that reward functions may lie in.
 
     Raises:
         InvalidInput: all problems, each with the path of its field.
@@ -75,8 +76,8 @@ def admit(experiment: Experiment, cluster: Cluster, *, user_roots: tuple[str, ..
         experiment.algorithm == "ppo" and experiment.reward_model is None
     )
     if needs_reward:
-        with problems.under("reward.function"):
-            check_reward_function(experiment.reward.function, user_roots)
+        with problems.under(""):
+            check_reward_function(experiment.reward.function, reward_roots)
     raise_problems(dict.fromkeys(problems.found))
     assert data is not None
     return Admission(

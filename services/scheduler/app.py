@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import structlog
 
@@ -36,7 +37,7 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
             device_kind=config.device_kind,
             device_memory_bytes=config.device_memory_bytes,
         ),
-        user_roots=config.reward_roots,
+        reward_roots=tuple(Path(root) for root in config.reward_roots),
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
     )

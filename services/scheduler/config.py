@@ -20,8 +20,8 @@ class SchedulerConfig(ServiceConfig):
     """Hardware of the devices, a preset of the cost model."""
     device_memory_bytes: int = 4 << 30
     """Memory of one device."""
-    reward_roots: tuple[str, ...] = ()
-    """Folders that reward functions may lie in; empty allows any."""
+    reward_roots: tuple[str, ...] = (".",)
+    """Folders that reward functions may lie in."""
     search_seconds: float = 5.0
     """Longest search for a plan."""
     member_timeout_seconds: float = 60.0

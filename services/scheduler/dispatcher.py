@@ -10,6 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,9 +22,11 @@ from realloc.core.errors import JobFailed, NotFound, ReallocError, Unavailable
 from realloc.core.job import Evaluation, IterationReport, Job, JobState
 from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
+from realloc.telemetry.names import Span
+from realloc.telemetry.spans import span
 from services.scheduler.admission import Admission, admit
 from services.scheduler.devices import Devices
-from services.scheduler.job_spans import JobSpans
+from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
 from services.scheduler.planning import search_plan
 from services.scheduler.runner import (
@@ -44,8 +47,8 @@ class DispatcherSettings:
     """What the operator sets."""
 
     cluster: Cluster
-    user_roots: tuple[str, ...]
-    """Folders that reward functions may lie in; empty allows any."""
+    reward_roots: tuple[Path, ...]
+    """Folders that reward functions may lie in."""
     search_seconds: float
     """Longest plan search."""
     member_timeout_seconds: float
@@ -114,11 +117,12 @@ class Dispatcher:
             admit,
             job.experiment,
             self._settings.cluster,
-            user_roots=self._settings.user_roots,
+            reward_roots=self._settings.reward_roots,
         )
-        with JobSpans(job.job_id, job.experiment.algorithm) as spans:
+        with job_spans(job.job_id, job.experiment.algorithm) as spans:
             await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
-            plan = await self._plan(admission)
+            with span(Span.JOB_PLAN):
+                plan = await self._plan(admission)
             await self._advance(
                 job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
             )
@@ -198,7 +202,8 @@ class Dispatcher:
         return error
 
     async def _start_and_run(self, job_id: str, runner: JobRunner) -> str:
-        await runner.start()
+        with span(Span.JOB_SETUP):
+            await runner.start()
         await self._advance(job_id, JobState.RUNNING, start_time=time.time())
         return await runner.run()
 

@@ -40,6 +40,8 @@ class Reallocator(Protocol):
 class Spans(Protocol):
     """Opens spans of the job's trace."""
 
+    def iteration(self, iteration: int) -> AbstractContextManager[None]: ...
+
     def call(self, call: FunctionCall, iteration: int) -> AbstractContextManager[None]: ...
 
 
@@ -93,9 +95,11 @@ class IterationRunner:
         generates = any(call.kind is CallKind.GENERATE for call in self._graph.calls)
         state = IterationState(iteration, Columns(len(rows) * (samples if generates else 1)))
         done = {call.name: asyncio.Event() for call in self._active_calls(iteration)}
-        await together(
-            self._run_when_ready(call, state, rows, done) for call in self._active_calls(iteration)
-        )
+        with self._spans.iteration(iteration):
+            await together(
+                self._run_when_ready(call, state, rows, done)
+                for call in self._active_calls(iteration)
+            )
         return self._report(state, time.monotonic() - started)
 
     async def evaluate(self, data: DataFile) -> CallOutcome:

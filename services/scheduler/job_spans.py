@@ -2,59 +2,42 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
-
-from opentelemetry import trace
 
 from realloc.dataflow.graph import FunctionCall
-from realloc.telemetry import names
+from realloc.telemetry.names import Attribute, Span
+from realloc.telemetry.spans import current_traceparent, span, trace_id_of
 
 
 class JobSpans:
-    """The span of a job, current while the context is open; the trace has an id of its own."""
+    """Opens spans of one job's trace."""
 
-    def __init__(self, job_id: str, algorithm: str) -> None:
-        self._tracer = trace.get_tracer(__name__)
-        self._scope = self._tracer.start_as_current_span(
-            names.JOB,
-            context=trace.set_span_in_context(trace.INVALID_SPAN),
-            attributes={names.JOB_ID: job_id, names.ALGORITHM: algorithm},
-        )
-        self.trace_id = ""
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self.trace_id = trace_id_of(current_traceparent())
         """32 hexadecimal digits."""
-
-    def __enter__(self) -> Self:
-        span = self._scope.__enter__()
-        self.trace_id = format(span.get_span_context().trace_id, "032x")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, error, traceback)
 
     @contextmanager
     def iteration(self, iteration: int) -> Iterator[None]:
         """The span of one iteration."""
-        with self._tracer.start_as_current_span(
-            names.ITERATION, attributes={names.ITERATION_NUMBER: iteration}
-        ):
+        attributes = {Attribute.JOB_ID: self._job_id, Attribute.ITERATION: iteration}
+        with span(Span.ITERATION, attributes):
             yield
 
     @contextmanager
     def call(self, call: FunctionCall, iteration: int) -> Iterator[None]:
         """The span of one function call."""
-        with self._tracer.start_as_current_span(
-            names.FUNCTION_CALL,
-            attributes={
-                names.CALL_NAME: call.name,
-                names.CALL_KIND: call.kind.value,
-                names.MODEL_ID: call.model,
-                names.ITERATION_NUMBER: iteration,
-            },
-        ):
+        attributes = {
+            Attribute.CALL: call.name,
+            Attribute.CALL_KIND: call.kind.value,
+            Attribute.MODEL_ID: call.model,
+            Attribute.ITERATION: iteration,
+        }
+        with span(Span.FUNCTION_CALL, attributes):
             yield
+
+
+@contextmanager
+def job_spans(job_id: str, algorithm: str) -> Iterator[JobSpans]:
+    """The span of a job, current while the context is open, in a trace of its own."""
+    with span(Span.JOB, {Attribute.JOB_ID: job_id, Attribute.ALGORITHM: algorithm}):
+        yield JobSpans(job_id)

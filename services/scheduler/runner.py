@@ -17,6 +17,8 @@ from realloc.core.kl_controller import initial_kl_controller
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.dataflow.graph import CallKind, DataflowGraph
+from realloc.telemetry.names import Span
+from realloc.telemetry.spans import span
 from realloc.wire.convert import to_proto
 from services.scheduler.admission import Admission, AdmittedModel
 from services.scheduler.function_calls import FunctionCalls, Progress
@@ -276,6 +278,7 @@ class JobRunner:
                 layout=to_proto(layout, types_pb2.Layout),
                 checkpoint="" if settings.random_weights else settings.checkpoint,
                 seed=self._experiment.seed,
+                tokenizer=settings.checkpoint,
             )
             if model.trains:
                 message.optimizer.CopyFrom(
@@ -317,7 +320,8 @@ class JobRunner:
         if data is None:
             return
         self._events.progress("evaluating")
-        outcome = await self._iterations.evaluate(data)
+        with span(Span.EVALUATION):
+            outcome = await self._iterations.evaluate(data)
         await self._events.evaluated(
             Evaluation(
                 iteration=iteration,
@@ -353,8 +357,9 @@ class JobRunner:
             )
             for shard in self._shards.trainers.values()
         ]
-        await together(
-            shard.trainer.SaveCheckpoint(message, timeout=self._timeout)
-            for shard, message in requests
-        )
+        with span(Span.CHECKPOINT):
+            await together(
+                shard.trainer.SaveCheckpoint(message, timeout=self._timeout)
+                for shard, message in requests
+            )
         return str(Path(folder).absolute())

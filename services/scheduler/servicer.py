@@ -40,7 +40,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         experiment = from_proto(request.experiment, Experiment)
         await asyncio.to_thread(
-            admit, experiment, self._settings.cluster, user_roots=self._settings.user_roots
+            admit, experiment, self._settings.cluster, reward_roots=self._settings.reward_roots
         )
         job = Job(
             job_id="" if request.validate_only else _new_id(experiment.name),

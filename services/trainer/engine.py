@@ -28,7 +28,7 @@ class JobWorld:
     """Global device id of each rank, ascending."""
     store_host: str
     store_port: int
-    """Where rank 0 serves the TCPStore of the rendezvous."""
+    """Where the TCPStore of the rendezvous is served (`realloc.transfer.rendezvous`)."""
     timeout_seconds: float
     """Deadline of the rendezvous and of every collective."""
 
@@ -48,6 +48,8 @@ class ModelSpec:
     """Seeds random weights (all, or only those that the checkpoint lacks: a value head)."""
     optimizer: OptimizerSettings | None
     """None for a model that never trains."""
+    initializer_range: float = 0.02
+    """Standard deviation of random weights, as the Hugging Face configuration names it."""
     recompute: bool = False
     """Recompute activations in the backward pass."""
 

@@ -1,8 +1,9 @@
 """What the in-memory stores of one process share: entries, history, leases that expire."""
 
 import asyncio
+import bisect
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from realloc.coordination.store import (
@@ -99,19 +100,25 @@ class MemoryDatabase:
         self._compacted = max(self._compacted, revision)
         self._history = [event for event in self._history if event.revision >= revision]
 
-    async def events(self, prefix: str, start_revision: int) -> tuple[Event, ...]:
-        """The events of a prefix from a revision on, as soon as there is one.
+    def events(self, prefix: str, start_revision: int) -> tuple[Event, ...]:
+        """The events of a prefix from a revision on, so far.
 
         Raises:
             HistoryLost: some of them are compacted, or the revision lies in the future.
         """
-        while True:
-            self._check_history(start_revision)
-            found = tuple(self._since(prefix, start_revision))
-            if found:
-                return found
-            start_revision = self.revision + 1
-            await self._changed.wait()
+        self._check_history(start_revision)
+        first = bisect.bisect_left(self._history, start_revision, key=lambda event: event.revision)
+        found = itertools.islice(self._history, first, None)
+        return tuple(event for event in found if event.key.startswith(prefix))
+
+    async def next_change(self) -> None:
+        """Return after the next change, or `wake`."""
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Let everybody who waits for a change look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _check_history(self, start_revision: int) -> None:
         if start_revision < self._compacted:
@@ -125,11 +132,6 @@ class MemoryDatabase:
                 f"{self.revision}: it is another store; list again and watch from there"
             )
 
-    def _since(self, prefix: str, start_revision: int) -> Iterable[Event]:
-        for event in self._history:
-            if event.revision >= start_revision and event.key.startswith(prefix):
-                yield event
-
     def _commit(self, put: Mapping[str, bytes], delete: Collection[str], lease_id: int) -> None:
         self.revision += 1
         for key in delete:
@@ -141,8 +143,7 @@ class MemoryDatabase:
             self._put(key, value, lease_id)
         if len(self._history) > self._history_events:
             self.compact(self._history[-self._history_events].revision)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.wake()
 
     def _put(self, key: str, value: bytes, lease_id: int) -> None:
         old = self._entries.get(key)

@@ -85,21 +85,26 @@ class MemoryStore(Store):
     async def watch(self, prefix: str, *, start_revision: int) -> AsyncGenerator[Event, None]:
         next_revision = start_revision
         while True:
-            events = await self.database.events(prefix, next_revision)
             await self._connected.wait()
             self._check_open()
+            events = self.database.events(prefix, next_revision)
+            next_revision = self.database.revision + 1
             for event in events:
                 yield event
-            next_revision = events[-1].revision + 1
+            if next_revision > self.database.revision:
+                await self.database.next_change()
 
     async def close(self) -> None:
         self._closed = True
+        self.reconnect()
+        self.database.wake()
         for lease in self._leases:
             await lease.abandon()
 
     async def _reach(self, timeout_seconds: float | None) -> None:
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         self._check_open()
+        await asyncio.sleep(0)  # other tasks run between two calls, as they do with a network
         try:
             async with asyncio.timeout(seconds):
                 await self._connected.wait()
@@ -107,6 +112,7 @@ class MemoryStore(Store):
             raise Unavailable(
                 f"the in-memory store did not answer within {seconds:g} s; it is disconnected"
             ) from None
+        self._check_open()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -156,8 +156,6 @@ class ResponseStream:
         self._inner = inner
         self._call = call
         self._messages: AsyncIterator[Any] = aiter(inner)
-        # A stream that is dropped without a word still ends its span.
-        inner.add_done_callback(lambda _: _end_dropped(inner, call))
 
     def __aiter__(self) -> "ResponseStream":
         return self
@@ -189,7 +187,5 @@ class ResponseStream:
         if self._inner.cancel():
             self._call.cancelled()
 
-
-def _end_dropped(inner: Any, call: ClientCall) -> None:
-    if inner.cancelled():
-        call.cancelled()
+    def __del__(self) -> None:
+        self.cancel()

@@ -22,7 +22,7 @@ class ClientSpan:
         if trace is None or method.startswith(UNTRACED):
             return
         tracer = tracer or trace.get_tracer("realloc.rpc")
-        attributes = names.rpc_attributes(method) | {names.SERVER_ADDRESS: address}
+        attributes = names.rpc_attributes(method) | {names.Attribute.SERVER_ADDRESS: address}
         self._span = tracer.start_span(method, kind=trace.SpanKind.CLIENT, attributes=attributes)
         carrier: dict[str, str] = {}
         propagate.inject(carrier, trace.set_span_in_context(self._span))
@@ -33,7 +33,7 @@ class ClientSpan:
         span, self._span = self._span, None
         if span is None:
             return
-        span.set_attribute(names.RPC_STATUS_CODE, code)
+        span.set_attribute(names.Attribute.RPC_STATUS_CODE, code)
         if code != "OK":
             span.set_status(trace.Status(trace.StatusCode.ERROR, text or code))
         span.end()

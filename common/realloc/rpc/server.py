@@ -33,7 +33,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
 from realloc.config import ServiceConfig
-from realloc.core.errors import Unavailable
+from realloc.core.errors import ReallocError, Unavailable
 from realloc.rpc.calls import MAX_MESSAGE_BYTES
 from realloc.rpc.interception import Around
 from realloc.rpc.server_errors import translated_errors
@@ -81,7 +81,11 @@ ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
 async def serve(
     build: Callable[[ConfigT], AbstractAsyncContextManager[App]], config: ConfigT
 ) -> None:
-    """Run a service until SIGTERM or SIGINT; see the module's text."""
+    """Run a service until SIGTERM or SIGINT; see the module's text.
+
+    Raises:
+        SystemExit: status 1 after an error of ours, which is logged.
+    """
     log = structlog.get_logger(__name__)
     telemetry = setup.start(
         service=config.service,
@@ -99,6 +103,9 @@ async def serve(
     except asyncio.CancelledError:
         if not signals.received:
             raise
+    except ReallocError as error:
+        log.error("stopped", error=type(error).__name__, reason=str(error))
+        raise SystemExit(1) from error
     finally:
         telemetry.shutdown()
 

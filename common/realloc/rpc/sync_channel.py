@@ -121,3 +121,6 @@ class SyncResponseStream:
         """Give the rest up; nothing happens where the stream has ended."""
         if self._inner.cancel():
             self._call.cancelled()
+
+    def __del__(self) -> None:
+        self.cancel()

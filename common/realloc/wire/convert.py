@@ -22,6 +22,7 @@ default, and is a problem where there is none. `InvalidInput` raised by a datacl
 checks gets the field path in front. Parents of a wrong field are not constructed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import UTC, datetime
@@ -122,13 +123,12 @@ def _set_map(target: Any, field: FieldDescriptor, values: Mapping[str, Any]) -> 
 
 
 def _fill_submessage(target: Any, value: Any) -> None:
-    if isinstance(target, Duration):
-        target.FromNanoseconds(round(value * 1e9))
-    elif isinstance(target, Timestamp):
-        if isinstance(value, datetime):
-            target.FromDatetime(value)
-        else:
-            target.FromNanoseconds(round(value * 1e9))
+    if isinstance(target, Timestamp) and isinstance(value, datetime):
+        target.FromDatetime(value)
+    elif isinstance(target, Duration | Timestamp):
+        # Whole and fraction apart: a float of 1e18 nanoseconds would lose the last digits.
+        fraction, whole = math.modf(round(value, 9))
+        target.seconds, target.nanos = int(whole), round(fraction * 1e9)
     else:
         _fill(target, value)
 
@@ -225,10 +225,10 @@ def _read_repeated(
 def _read_item(
     value: Any, field: FieldDescriptor, kind: Any, path: str, problems: list[Problem]
 ) -> Any:
-    if isinstance(value, Duration):
-        return value.ToNanoseconds() / 1e9
-    if isinstance(value, Timestamp):
-        return value.ToDatetime(UTC) if kind is datetime else value.ToNanoseconds() / 1e9
+    if isinstance(value, Timestamp) and kind is datetime:
+        return _read_datetime(value, path, problems)
+    if isinstance(value, Duration | Timestamp):
+        return value.seconds + value.nanos / 1e9
     if is_dataclass(kind) and isinstance(kind, type):
         return _read_message(value, kind, path, problems)
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -236,6 +236,14 @@ def _read_item(
     if get_origin(kind) is np.ndarray:
         return _read_array(value, kind, path, problems)
     return value
+
+
+def _read_datetime(value: Timestamp, path: str, problems: list[Problem]) -> datetime | None:
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        problems.append(Problem(path, f"is {value.seconds} s since 1970, beyond all calendars"))
+        return None
 
 
 def _read_enum(
