@@ -97,17 +97,19 @@ async def test_a_restarted_member_replaces_its_former_self(backend: StoreBackend
     """A new incarnation takes the name at once: the old one has left and is told."""
     old_store, new_store = await backend.open(), await backend.open()
     old, new = trainer(backend, 0, "old"), trainer(backend, 0, "new")
-    async with Members(new_store, old.kind) as members:
-        async with registered(old_store, old) as old_registration:
-            await members.wait_for({old.kind: 1}, timeout_seconds=5)
-            async with registered(new_store, new):
-                assert await members.wait_left([old]) == old
-                assert await members.wait_for({old.kind: 1}, timeout_seconds=5) == (new,)
-                async with asyncio.timeout(5):
-                    await old_registration.replaced.wait()
-                await old_registration.withdraw()
-                await asyncio.sleep(0.1)
-                assert members.current() == (new,)
+    async with (
+        Members(new_store, old.kind) as members,
+        registered(old_store, old) as old_registration,
+    ):
+        await members.wait_for({old.kind: 1}, timeout_seconds=5)
+        async with registered(new_store, new):
+            assert await members.wait_left([old]) == old
+            assert await members.wait_for({old.kind: 1}, timeout_seconds=5) == (new,)
+            async with asyncio.timeout(5):
+                await old_registration.replaced.wait()
+            await old_registration.withdraw()
+            await asyncio.sleep(0.1)
+            assert members.current() == (new,)
 
 
 async def test_an_old_incarnation_does_not_come_back(backend: StoreBackend) -> None:

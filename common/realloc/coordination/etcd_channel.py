@@ -1,11 +1,14 @@
-"""How a gRPC channel to etcd is made: addresses, reconnects, which calls may be repeated."""
+"""Connections to etcd: addresses, reconnects, which calls may be repeated, members that hang."""
 
+import asyncio
 import ipaddress
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
+from aetcd import rpc
 
 from realloc.core.errors import InvalidInput
 
@@ -33,13 +36,66 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Also the longest handshake: a hung member accepts connections and then says nothing.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_receive_message_length", -1),
     # etcd is inside the cluster; and two stores of a process must not share a backoff.
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+
+HUNG_SECONDS = 0.5
+"""A call that got no answer for so long gives its connection up, where there are other members."""
+
+
+class EtcdConnection:
+    """One gRPC channel, which talks to one member at a time, and aetcd's stubs on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.kv: Any = rpc.KVStub(channel)
+        self.lease: Any = rpc.LeaseStub(channel)
+        self.watch: Any = rpc.WatchStub(channel)
+
+
+class EtcdConnections:
+    """The present connection, which is exchanged for a new one when its member hangs.
+
+    A channel moves on by itself when its member dies, because the connection breaks. A member
+    that hangs, or is cut off, keeps its connections for 8 s; so calls tell when they starve.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        credentials: grpc.ChannelCredentials | None,
+        *,
+        retire_seconds: float,
+    ) -> None:
+        """``retire_seconds``: time for the calls on a connection that was given up."""
+        self.endpoints = tuple(endpoints)
+        self._credentials = credentials
+        self._retire_seconds = retire_seconds
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.present = self._open()
+
+    def starved(self, connection: EtcdConnection, seconds: float) -> None:
+        """A call on ``connection`` got no answer within so many seconds."""
+        if connection is self.present and seconds >= HUNG_SECONDS and len(self.endpoints) > 1:
+            self.present = self._open()
+            task = asyncio.create_task(connection.channel.close(self._retire_seconds))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Cancel every call."""
+        for task in self._retiring:
+            task.cancel()
+        await self.present.channel.close()
+
+    def _open(self) -> EtcdConnection:
+        return EtcdConnection(open_channel(self.endpoints, self._credentials))
 
 
 def open_channel(

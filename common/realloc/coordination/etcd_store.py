@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from aetcd import rpc
 
-from realloc.coordination.etcd_channel import open_channel
+from realloc.coordination.etcd_channel import EtcdConnection, EtcdConnections
 from realloc.coordination.etcd_messages import (
     entry_from_proto,
     failed_compares,
@@ -38,8 +38,7 @@ HISTORY_KEY = "/realloc/history"
 class EtcdStore(Store):
     """One client of an etcd cluster; made and used on one event loop.
 
-    It talks to one member at a time and moves on when that one is gone. A member that hangs
-    without closing its connections (a partition) is left after 8 s.
+    It talks to one member at a time and moves on when that one dies or hangs.
     """
 
     def __init__(
@@ -58,12 +57,9 @@ class EtcdStore(Store):
         Raises:
             InvalidInput: the endpoints cannot be used together.
         """
-        self._channel = open_channel(endpoints, credentials)
+        self._connections = EtcdConnections(endpoints, credentials, retire_seconds=timeout_seconds)
         self._endpoints = ", ".join(endpoints)
         self._timeout_seconds = timeout_seconds
-        self._kv = rpc.KVStub(self._channel)
-        self._lease = rpc.LeaseStub(self._channel)
-        self._watch = rpc.WatchStub(self._channel)
         self._leases: set[Lease] = set()
         self._closed = False
 
@@ -89,8 +85,8 @@ class EtcdStore(Store):
     ) -> int:
         check_transaction(compare, put or {}, delete)
         request = transaction_request(compare, put or {}, delete, lease.id if lease else 0)
-        with self._translated(timeout_seconds) as seconds:
-            response = await self._kv.Txn(request, timeout=seconds, wait_for_ready=True)
+        with self._call(timeout_seconds) as (etcd, seconds):
+            response = await etcd.kv.Txn(request, timeout=seconds, wait_for_ready=True)
         if not response.succeeded:
             raise CompareFailed(failed_compares(compare, response))
         return int(response.header.revision)
@@ -99,8 +95,8 @@ class EtcdStore(Store):
         check_ttl(ttl_seconds)
         granted = asyncio.get_running_loop().time()
         request = rpc.LeaseGrantRequest(TTL=ttl_seconds)
-        with self._translated(timeout_seconds) as seconds:
-            response = await self._lease.LeaseGrant(request, timeout=seconds, wait_for_ready=True)
+        with self._call(timeout_seconds) as (etcd, seconds):
+            response = await etcd.lease.LeaseGrant(request, timeout=seconds, wait_for_ready=True)
         lease = Lease(
             response.ID, response.TTL, granted=granted, renew=self._renew, revoke=self._revoke
         )
@@ -109,7 +105,7 @@ class EtcdStore(Store):
 
     async def watch(self, prefix: str, *, start_revision: int) -> AsyncGenerator[Event, None]:
         watch = EtcdWatch(
-            stub=self._watch,
+            open_stream=self._open_watch,
             read_history=self._read_history,
             prefix=prefix,
             next_revision=start_revision,
@@ -124,11 +120,16 @@ class EtcdStore(Store):
         self._closed = True
         for lease in self._leases:
             await lease.abandon()
-        await self._channel.close()
+        await self._connections.close()
 
     async def _range(self, request: Any, timeout_seconds: float | None) -> Any:
-        with self._translated(timeout_seconds) as seconds:
-            return await self._kv.Range(request, timeout=seconds, wait_for_ready=True)
+        with self._call(timeout_seconds) as (etcd, seconds):
+            return await etcd.kv.Range(request, timeout=seconds, wait_for_ready=True)
+
+    def _open_watch(self) -> Any:
+        # The member ends the stream when it loses its leader, instead of falling silent.
+        metadata = (("hasleader", "true"),)
+        return self._connections.present.watch.Watch(metadata=metadata, wait_for_ready=True)
 
     async def _read_history(self) -> History:
         response = await self._range(range_request(HISTORY_KEY), None)
@@ -144,8 +145,8 @@ class EtcdStore(Store):
     async def _renew(self, lease_id: int, timeout_seconds: float) -> float:
         """Renew once, on a stream of its own: one that broke cannot stand in the way."""
         request = rpc.LeaseKeepAliveRequest(ID=lease_id)
-        with self._translated(timeout_seconds) as seconds:
-            call = self._lease.LeaseKeepAlive(iter([request]), timeout=seconds, wait_for_ready=True)
+        with self._call(timeout_seconds) as (etcd, seconds):
+            call = etcd.lease.LeaseKeepAlive(iter([request]), timeout=seconds, wait_for_ready=True)
             try:
                 response = await call.read()
             finally:
@@ -156,24 +157,27 @@ class EtcdStore(Store):
 
     async def _revoke(self, lease_id: int) -> None:
         request = rpc.LeaseRevokeRequest(ID=lease_id)
-        with contextlib.suppress(NotFound), self._translated(None) as seconds:
-            await self._lease.LeaseRevoke(request, timeout=seconds, wait_for_ready=True)
+        with contextlib.suppress(NotFound), self._call(None) as (etcd, seconds):
+            await etcd.lease.LeaseRevoke(request, timeout=seconds, wait_for_ready=True)
 
     @contextlib.contextmanager
-    def _translated(self, timeout_seconds: float | None) -> Iterator[float]:
-        """The call's deadline in; gRPC's errors out as ours."""
+    def _call(self, timeout_seconds: float | None) -> Iterator[tuple[EtcdConnection, float]]:
+        """The connection and the deadline for one call; gRPC's errors come out as ours."""
         if self._closed:
             raise Unavailable("the store is closed; open a new one")
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        etcd = self._connections.present
         try:
-            yield seconds
+            yield etcd, seconds
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._connections.starved(etcd, seconds)
             raise self._translate(error, seconds) from error
         except asyncio.CancelledError:
-            # Closing the channel cancels its calls; the task itself was not cancelled.
-            if self._closed and not is_task_cancelled():
-                raise Unavailable("the store was closed during a call") from None
-            raise
+            if is_task_cancelled():
+                raise
+            # The channel was closed, which cancels its calls.
+            raise Unavailable("the connection to etcd was closed during a call") from None
 
     def _translate(self, error: grpc.aio.AioRpcError, seconds: float) -> ReallocError:
         details = error.details() or ""

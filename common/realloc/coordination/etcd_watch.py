@@ -20,9 +20,6 @@ FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 """Pauses between attempts to reach etcd again: the first, doubled up to the longest."""
 
-# The member ends the stream when it loses its leader, instead of falling silent.
-_REQUIRE_LEADER = (("hasleader", "true"),)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
@@ -37,8 +34,8 @@ class History:
 class EtcdWatch:
     """One watch of one prefix."""
 
-    stub: Any
-    """aetcd's ``WatchStub``."""
+    open_stream: Callable[[], Any]
+    """A new call of etcd's Watch."""
     read_history: Callable[[], Awaitable[History]]
     """Linearizable; raises Unavailable."""
     prefix: str
@@ -63,9 +60,9 @@ class EtcdWatch:
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, Unavailable):
                 pass
             except asyncio.CancelledError:
-                if not is_task_cancelled():  # then closing the channel cancelled the stream
-                    self._raise_if_closed()
-                raise
+                if is_task_cancelled():
+                    raise
+                # The channel was closed, which cancels its calls; a new one may be there.
             self._raise_if_closed()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -82,7 +79,7 @@ class EtcdWatch:
 
     async def _responses(self) -> AsyncGenerator[Any, None]:
         """The responses of one stream, until it ends."""
-        call = self.stub.Watch(metadata=_REQUIRE_LEADER, wait_for_ready=True)
+        call = self.open_stream()
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 await call.write(watch_request(self.prefix, self.next_revision))

@@ -21,7 +21,7 @@ RETRY_SECONDS = 0.05
 
 Renew = Callable[[int, float], Awaitable[float]]
 """(lease id, timeout in seconds) → seconds to live that the server answered; ≤ 0: it is over.
-Raises a `ReallocError` where the server was not reached."""
+Raises a `ReallocError` where the server was not reached within the timeout."""
 
 Revoke = Callable[[int], Awaitable[None]]
 """(lease id) → None; ends the lease on the server."""
@@ -46,7 +46,7 @@ class Lease:
         self.lost = asyncio.Event()
         self._renew = renew
         self._revoke = revoke
-        self._usable_until = granted + ttl_seconds * USABLE_FRACTION
+        self._renewed_at = granted
         self._keeper = asyncio.create_task(self._keep(), name=f"lease {lease_id:x}")
 
     async def revoke(self) -> None:
@@ -82,24 +82,31 @@ class Lease:
         try:
             alive = True
             while alive:
-                await asyncio.sleep(self.ttl_seconds / RENEWALS_PER_TTL)
+                await self._pause()
                 alive = await self._renewed()
         finally:
             self.lost.set()
 
+    def _usable_until(self) -> float:
+        return self._renewed_at + self.ttl_seconds * USABLE_FRACTION
+
+    async def _pause(self) -> None:
+        """Until the next renewal is due; not at all where the last one took long."""
+        due = self._renewed_at + self.ttl_seconds / RENEWALS_PER_TTL
+        await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+
     async def _renewed(self) -> bool:
         """Try until a renewal is answered; False when the lease is, or may be, over."""
         loop = asyncio.get_running_loop()
-        while (sent := loop.time()) < self._usable_until:
+        while (sent := loop.time()) < self._usable_until():
             # Shorter than what is left: another connection may answer where this one hangs.
-            timeout = min(self._usable_until - sent, self.ttl_seconds / RENEWALS_PER_TTL)
+            timeout = min(self._usable_until() - sent, self.ttl_seconds / RENEWALS_PER_TTL)
             try:
-                async with asyncio.timeout(timeout):
-                    ttl_seconds = await self._renew(self.id, timeout)
-            except (ReallocError, TimeoutError):
+                ttl_seconds = await self._renew(self.id, timeout)
+            except ReallocError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            self._usable_until = sent + ttl_seconds * USABLE_FRACTION
+            self._renewed_at = sent
             return ttl_seconds > 0
         return False
 
