@@ -21,6 +21,8 @@ _OPTION_ARRAYS = (
     "option_layout",
 )
 _MAX_BYTES = 2**62
+_MAX_CALLS = 31
+"""Compiled searchers keep calls, and the reallocations before them, as bits of an int64."""
 
 
 def check_problem(problem: "SearchProblem") -> list[Problem]:
@@ -36,6 +38,8 @@ def _check_shapes(p: "SearchProblem") -> Iterator[Problem]:
     calls = len(p.call_names)
     if calls == 0:
         yield Problem("call_names", "is empty; a plan needs at least one call")
+    if calls > _MAX_CALLS:
+        yield Problem("call_names", f"has {calls} calls and at most {_MAX_CALLS} are supported")
     for name in ("call_model", "call_kind"):
         shape = getattr(p, name).shape
         if shape != (calls,):

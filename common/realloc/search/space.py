@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
 from realloc.search.problem import SearchProblem
+from realloc.search.windows import topological_order, window_edges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -160,17 +161,24 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
         staleness=rules.staleness,
         device_memory_bytes=problem.device_memory_bytes,
         num_devices=problem.num_devices,
-        **_offsets(ints),
-        **_offsets(reals),
+        **offsets(ints),
+        **offsets(reals),
     )
-    return Tables(
-        space=space,
-        ints=np.concatenate([array.ravel() for array in ints.values()]).astype(np.int64),
-        reals=np.concatenate([array.ravel() for array in reals.values()]),
-    )
+    return Tables(space=space, ints=flat_ints(ints), reals=flat_reals(reals))
 
 
-def _offsets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+def flat_ints(arrays: Mapping[str, NDArray[Any]]) -> Ints:
+    """All arrays one after the other."""
+    return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.int64)
+
+
+def flat_reals(arrays: Mapping[str, NDArray[Any]]) -> Floats:
+    """All arrays one after the other."""
+    return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
+
+
+def offsets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Where each array begins when they are laid one after the other."""
     sizes = [array.size for array in arrays.values()]
     begins = np.cumsum([0, *sizes[:-1]])
     return {name: int(begin) for name, begin in zip(arrays, begins, strict=True)}
@@ -190,7 +198,7 @@ def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, I
     mates = [(int(train[call]), int(call)) for call in np.flatnonzero(may_move)]
     mate_start, mate = _lists(mates, calls)
     window = window_edges(calls, edges, train, rules)
-    order = _topological_order(calls, window) if window is not None else []
+    order = topological_order(calls, window) if window is not None else []
     before_start, before = _lists([(b, a) for a, b in window or ()], calls)
     return {
         "model": np.unique(problem.call_model, return_inverse=True)[1].astype(np.int64),
@@ -207,57 +215,6 @@ def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, I
         "window_before_start": before_start,
         "window_before": before,
     }
-
-
-def window_edges(
-    calls: int, edges: list[tuple[int, int]], train: Ints, rules: SimulationRules
-) -> list[tuple[int, int]] | None:
-    """Precedence within one window of the steady state, where the graph has windows.
-
-    Let r_i be the time at which the train calls of iteration i become ready. Where
-
-    - there is no staleness, and the train calls are exactly the calls without successors,
-    - every train call waits, directly or not, for every other call of the graph,
-    - the model of every train call has another call in the graph, and
-    - every call without predecessors belongs to a trained model,
-
-    the time from r_i to r_{i+1} holds exactly the train calls of iteration i and, behind
-    them, the reallocations and other calls of iteration i + 1; and (end_K − end_1) is at
-    least r_K − r_1. See `realloc.search.bounds` for the proof.
-
-    Returns:
-        (call, call that runs later in the window), or None where a condition fails.
-    """
-    trains = {call for call in range(calls) if train[call] == call}
-    others = set(range(calls)) - trains
-    sinks = set(range(calls)) - {a for a, _ in edges}
-    sources = set(range(calls)) - {b for _, b in edges}
-    with_mates = {int(train[call]) for call in others if train[call] >= 0}
-    if rules.staleness or not trains or sinks != trains or with_mates != trains:
-        return None
-    if any(train[call] < 0 for call in sources):
-        return None
-    if any(_ancestors(call, edges) != others for call in trains):
-        return None
-    within = [(a, b) for a, b in edges if b not in trains]
-    return within + [(int(train[call]), call) for call in sorted(others) if train[call] >= 0]
-
-
-def _ancestors(call: int, edges: list[tuple[int, int]]) -> set[int]:
-    found: set[int] = set()
-    frontier = {call}
-    while frontier:
-        frontier = {a for a, b in edges if b in frontier} - found
-        found |= frontier
-    return found
-
-
-def _topological_order(calls: int, edges: list[tuple[int, int]]) -> list[int]:
-    order: list[int] = []
-    while len(order) < calls:
-        left = [call for call in range(calls) if call not in order]
-        order.append(next(c for c in left if not any(b == c and a in left for a, b in edges)))
-    return order
 
 
 def _lists(pairs: list[tuple[int, int]], size: int) -> tuple[Ints, Ints]:
