@@ -12,6 +12,7 @@ Checkpoint names: transformers 4.57 and 5.19 ``modeling_*.py``; Megatron names: 
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from realloc.core.model import Head, ModelArchitecture, check_known_family
 
@@ -213,6 +214,19 @@ def canonical_tensors(architecture: ModelArchitecture) -> tuple[CanonicalTensor,
     return (head, *layers, *rest)
 
 
+def canonical_names(architecture: ModelArchitecture) -> tuple[str, ...]:
+    """Names of `canonical_tensors`."""
+    head, *rest = (row.tensor.name for row in outer_tensors(architecture))
+    template = [row.tensor.name for row in layer_tensors(architecture)]
+    layers = [
+        f"model.layers.{layer}.{name}"
+        for layer in range(architecture.num_layers)
+        for name in template
+    ]
+    return (head, *layers, *rest)
+
+
+@lru_cache(maxsize=16)
 def layer_tensors(architecture: ModelArchitecture) -> tuple[ModelTensor, ...]:
     """The tensors of one layer, named without ``model.layers.N.``; all layers are alike."""
     check_known_family(architecture, KNOWN_FAMILIES)

@@ -7,24 +7,23 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferLimits:
-    """Bounds that the schedule of a plan keeps, for every endpoint and round."""
+    """Bounds that the schedule of a plan keeps, for every endpoint and round.
 
-    max_message_bytes: int = 32 << 20
-    """Longest message; larger ones are split by rows."""
-    staging_bytes: int = 256 << 20
-    """Bytes that one endpoint sends in one round, and bytes that it receives in one."""
-    max_operations: int = 128
+    Messages to oneself count for nothing: they need no staging.
+    """
+
+    staging_bytes: int = 64 << 20
+    """Bytes that one endpoint sends in one round, and bytes that it receives in one. An
+    executor that packs round k + 1 while round k moves needs two buffers for each direction:
+    256 MiB by default."""
+    max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""
 
     def __post_init__(self) -> None:
         raise_problems(
             Problem(name, f"is {getattr(self, name)} and must be at least {least}")
-            for name, least in (
-                ("max_message_bytes", 4),
-                ("staging_bytes", self.max_message_bytes),
-                ("max_operations", 2),
-            )
+            for name, least in (("staging_bytes", 8 * self.max_operations), ("max_operations", 2))
             if getattr(self, name) < least
         )
 
