@@ -17,7 +17,7 @@ from realloc.coordination.membership import Member
 from realloc.core.errors import Conflict, NotFound, ReallocError, Unavailable
 from realloc.core.transfer import Traffic, TransferPlan, TransferSession
 from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import span
+from realloc.telemetry.spans import Attributes, span
 from realloc.wire.convert import to_proto
 from services.param_store.model import Model, PlacedLayout
 from services.param_store.phases import Phase, PhaseClock
@@ -111,7 +111,7 @@ class Reallocator:
     async def _reallocate(self, order: ReallocationOrder) -> Reallocation:
         clock = PhaseClock(time.monotonic())
         model = await self._registry.get(order.job_id, order.model_id)
-        attributes = {
+        attributes: Attributes = {
             Attribute.JOB_ID: order.job_id,
             Attribute.MODEL_ID: order.model_id,
             Attribute.WEIGHT_VERSION: order.weight_version,

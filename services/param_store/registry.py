@@ -45,7 +45,7 @@ class Registry:
             NotFound: it was never registered, or its job was released.
         """
         entry = await self._store.get(_key(job_id, model_id))
-        return require(entry and _decode(entry), job_id, model_id)
+        return require(_decode(entry) if entry else None, job_id, model_id)
 
     async def list(self, job_id: str = "") -> tuple[Model, ...]:
         """Models of a job, or all, by job and name."""
@@ -71,7 +71,7 @@ class Registry:
         """Record that a target has a version."""
 
         def change(entry: Entry | None) -> bytes:
-            model = require(entry and _decode(entry), job_id, model_id)
+            model = require(_decode(entry) if entry else None, job_id, model_id)
             return _encode(model.with_version(target, weight_version))
 
         await self._store.update(_key(job_id, model_id), change)

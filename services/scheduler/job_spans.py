@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from realloc.dataflow.graph import FunctionCall
 from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import current_traceparent, span, trace_id_of
+from realloc.telemetry.spans import Attributes, current_traceparent, span, trace_id_of
 
 
 class JobSpans:
@@ -19,14 +19,14 @@ class JobSpans:
     @contextmanager
     def iteration(self, iteration: int) -> Iterator[None]:
         """The span of one iteration."""
-        attributes = {Attribute.JOB_ID: self._job_id, Attribute.ITERATION: iteration}
+        attributes: Attributes = {Attribute.JOB_ID: self._job_id, Attribute.ITERATION: iteration}
         with span(Span.ITERATION, attributes):
             yield
 
     @contextmanager
     def call(self, call: FunctionCall, iteration: int) -> Iterator[None]:
         """The span of one function call."""
-        attributes = {
+        attributes: Attributes = {
             Attribute.CALL: call.name,
             Attribute.CALL_KIND: call.kind.value,
             Attribute.MODEL_ID: call.model,

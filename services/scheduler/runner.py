@@ -335,7 +335,7 @@ class JobRunner:
         request = shard_pb2.ReleaseBatchesRequest(
             job_id=self._job_id, before_iteration=before_iteration
         )
-        everyone = [*self._shards.trainers.values(), *self._shards.generators.values()]
+        everyone: list[Any] = [*self._shards.trainers.values(), *self._shards.generators.values()]
         await together(
             shard.batches.ReleaseBatches(request, timeout=_END_SECONDS) for shard in everyone
         )

@@ -23,7 +23,7 @@ from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
 from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import current_traceparent, span
+from realloc.telemetry.spans import Attributes, current_traceparent, span
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
 
@@ -207,7 +207,7 @@ def _ranked(
 ) -> Callable[[], Result]:
     """The work under a span of its own, once the engine's thread gets to it."""
     parent = current_traceparent()
-    attributes = {
+    attributes: Attributes = {
         Attribute.CALL: request.call,
         Attribute.MODEL_ID: request.model_id,
         Attribute.ITERATION: request.iteration,

@@ -2,7 +2,7 @@
 
 import json
 import os
-import socket
+import uuid
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.settings import OptimizerSettings, PpoSettings
 from realloc.core.strategy import ParallelStrategy
+from realloc.transfer.rendezvous import TransferStore
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainResult
 from tests.support.rank_processes import RankProcesses
 
@@ -35,6 +36,7 @@ class EngineRanks:
     def __init__(self, num_ranks: int) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # the ranks share few cores
         self._ranks = RankProcesses(num_ranks)
+        self.store = TransferStore("127.0.0.1")
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method on the first ``len(arguments)`` ranks, each with its own arguments."""
@@ -60,6 +62,7 @@ class EngineRanks:
         trace: TracebackType | None,
     ) -> None:
         self._ranks.close()
+        self.store.close()
 
 
 def engine() -> Any:
@@ -106,23 +109,16 @@ def logits_of(engine: Any, model_id: str, batch: Batch) -> list[np.ndarray]:
     return [logits.numpy() for logits in found]
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start_job(ranks: EngineRanks, num_ranks: int, devices: Sequence[int] | None = None) -> None:
     """Form a world of the first ranks on the devices 0, 1, …"""
-    port = free_port()
+    job_id = uuid.uuid4().hex
     worlds = [
         JobWorld(
-            job_id=f"job-{port}",
+            job_id=job_id,
             rank=rank,
             devices=tuple(devices or range(num_ranks)),
-            store_host="127.0.0.1",
-            store_port=port,
+            store_host=ranks.store.host,
+            store_port=ranks.store.port,
             timeout_seconds=60,
         )
         for rank in range(num_ranks)

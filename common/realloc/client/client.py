@@ -83,7 +83,7 @@ class Client:
             address: ``host:port``; by default REALLOC_ADDRESS, else the local cluster's.
         """
         self._channel = connect_sync(address or default_address())
-        self._scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)  # type: ignore[arg-type]
+        self._scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
     def submit(self, experiment: Experiment, *, request_id: str = "") -> JobHandle:
         """Queue an experiment.

@@ -62,21 +62,23 @@ def parse_experiment(data: Mapping[str, Any], *, where: str = "experiment") -> E
 
 def absolute_paths(experiment: Experiment) -> Experiment:
     """The same experiment with every path absolute."""
-    models: dict[str, ModelSettings] = {}
-    for name in ("actor", "critic", "ref", "reward_model"):
-        settings: ModelSettings | None = getattr(experiment, name)
-        if settings is not None and settings.checkpoint:
-            models[name] = replace(settings, checkpoint=_absolute(settings.checkpoint))
     function = experiment.reward.function
     evaluation = experiment.evaluation
     return replace(
         experiment,
-        **models,
+        actor=_absolute_model(experiment.actor),
+        critic=experiment.critic and _absolute_model(experiment.critic),
+        ref=experiment.ref and _absolute_model(experiment.ref),
+        reward_model=experiment.reward_model and _absolute_model(experiment.reward_model),
         data=replace(experiment.data, path=_absolute(experiment.data.path)),
         reward=replace(experiment.reward, function=_absolute(function)),
         evaluation=evaluation and replace(evaluation, path=_absolute(evaluation.path)),
         output=_absolute(experiment.output),
     )
+
+
+def _absolute_model(settings: ModelSettings) -> ModelSettings:
+    return replace(settings, checkpoint=_absolute(settings.checkpoint))
 
 
 def _absolute(path: str) -> str:

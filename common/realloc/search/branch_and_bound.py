@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from realloc.search.bounds import Bounds, Relaxation, choice_bound, weighted_bound
 from realloc.search.compilation import compiled, inlined
-from realloc.search.evaluator import MARGIN, evaluate, evaluate_fully
+from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.option_tree import LEVELS, OptionTree
 from realloc.search.space import Space, Tables
 

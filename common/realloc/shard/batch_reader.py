@@ -73,7 +73,7 @@ class BatchReader:
             return self._batches.get(key, fields, rows)
         if address not in self._channels:
             self._channels[address] = connect_sync(address)
-        stub = shard_pb2_grpc.BatchServiceStub(self._channels[address])  # type: ignore[arg-type]
+        stub = shard_pb2_grpc.BatchServiceStub(self._channels[address])
         request = shard_pb2.FetchBatchRequest(key=key, fields=fields, rows=rows)
         responses = stub.FetchBatch(request, timeout=self._timeout_seconds)
         return read_batch(responses, max_bytes=self._max_bytes)
