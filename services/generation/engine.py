@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.transfer.executor import TransferReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,24 +44,32 @@ class Rollout:
     tokens: tuple[int, ...]
     """Response tokens, the stop token included."""
     logprobs: tuple[float, ...]
-    """Of each response token, under the distribution that was sampled from."""
+    """Of each response token, under the distribution that was sampled from; of a greedy
+    rollout (temperature 0) under the one at temperature 1."""
     finish_reason: str
     """``stop`` or ``length``."""
     weight_version: int
+    """Of the first token's weights; a commit while it ran gives later tokens newer ones."""
 
 
 class GenerationEngine(Protocol):
     """Continues prompts; takes new weights in two steps, stage and commit."""
 
-    def load(self, spec: EngineSpec) -> None: ...
+    def load(self, spec: EngineSpec) -> None:
+        """Build an engine for this architecture; an equal one is kept, weights and all."""
+        ...
 
-    def add(self, requests: Sequence[RolloutRequest]) -> None: ...
+    def add(self, requests: Sequence[RolloutRequest]) -> None:
+        """Queue requests, or none of them where one is wrong (`InvalidInput`)."""
+        ...
 
     def step(self) -> Sequence[Rollout]:
         """Advance all requests by one token; returns those that ended."""
         ...
 
-    def abort(self, request_ids: Sequence[str]) -> None: ...
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests; ids that are not running are ignored."""
+        ...
 
     def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
         """Per tensor-parallel rank: local shape of each parameter by vLLM name."""
@@ -68,10 +77,11 @@ class GenerationEngine(Protocol):
 
     def stage_weights(
         self, session: TransferSession, programs: Sequence[TransferProgram]
-    ) -> Sequence[Mapping[int, int]]:
+    ) -> Sequence[TransferReport]:
         """Receive into shadow parameters; one program per tensor-parallel rank.
 
-        Returns per rank the digest of each canonical tensor (by index), modulo 2^64.
+        Returns what each rank did, with the digest of each canonical tensor that it holds.
+        After an error nothing is staged on any rank.
         """
         ...
 
@@ -83,4 +93,6 @@ class GenerationEngine(Protocol):
         """Drop the shadow; the live parameters were never touched."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free everything; another `load` may follow. Safe to call twice."""
+        ...

@@ -1,8 +1,9 @@
 """What the trainer service asks of an engine. Calls are blocking and run in one thread.
 
-Every method but `parameters` is collective: each rank of the job's world calls it with the
-same model id, in the same order. A call that raises leaves the engine unusable for the job
-where its collectives were cut off; the process then exits and is started anew.
+`start_job`, `create_model` and `end_job` are collective over the job's world, `infer`, `train`
+and `save_checkpoint` over the model's layout; all ranks make them in the same order. A call
+that raises leaves the engine unusable for the job where its collectives were cut off; the
+process then exits and is started anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ class JobWorld:
     """Global device id of each rank, ascending."""
     store_host: str
     store_port: int
-    """Where rank 0 serves the TCPStore of the rendezvous."""
+    """Where the TCPStore of the rendezvous is served (`realloc.transfer.rendezvous`)."""
     timeout_seconds: float
     """Deadline of the rendezvous and of every collective."""
 
@@ -48,6 +49,8 @@ class ModelSpec:
     """Seeds random weights (all, or only those that the checkpoint lacks: a value head)."""
     optimizer: OptimizerSettings | None
     """None for a model that never trains."""
+    initializer_range: float = 0.02
+    """Standard deviation of random weights, as the Hugging Face configuration names it."""
     recompute: bool = False
     """Recompute activations in the backward pass."""
 
@@ -97,8 +100,12 @@ class TrainerEngine(Protocol):
         may have different numbers of rows, also none."""
         ...
 
-    def save_checkpoint(self, model_id: str, folder: str) -> None:
-        """Write a Hugging Face folder; complete only when its marker file is there."""
+    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+        """Write a Hugging Face folder; complete only when its marker file is there.
+
+        `source` is a folder whose tokenizer and further configuration are carried over; empty
+        for that of the checkpoint that the model came from.
+        """
         ...
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:

@@ -7,7 +7,8 @@ such a block, however the engine fuses or stacks its parameters. Blocks are kept
 not objects: a large plan has millions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ class Blocks:
     @property
     def num_elements(self) -> int:
         return int((self.rows * self.cols).sum())
+
+    def take(self, which: slice) -> "Blocks":
+        """Some of the blocks."""
+        return Blocks(**{of.name: getattr(self, of.name)[which] for of in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,7 +104,8 @@ class TransferPlan:
     canonical_tensors: tuple[str, ...]
     dtype: str
     """Element type on the way: ``float32`` or ``bfloat16``."""
-    programs: tuple[TransferProgram, ...]
+    programs: Sequence[TransferProgram]
+    """[endpoints] made when indexed: keep what you index."""
     traffic: "Traffic"
 
 
@@ -108,9 +114,7 @@ class Traffic:
     """Bytes of a transfer plan, each beside the least that any plan can reach."""
 
     # A byte that the destination's device (node) already holds need not cross; each distinct
-    # byte must enter a node that lacks it once. The busiest link is the device that sends
-    # (receives) most bytes to (from) other devices; its bound is the least maximum that any
-    # spread over the replicas reaches.
+    # byte must enter a node that lacks it once.
 
     total_bytes: int
     """Bytes written at all destinations."""
@@ -121,9 +125,19 @@ class Traffic:
     cross_node_bytes: int
     cross_node_bound: int
     busiest_send_bytes: int
+    """Most bytes that one device sends over its slowest kind of link in use: to other nodes
+    where anything crosses nodes, else to other devices."""
     busiest_receive_bytes: int
+    """The same for what one device receives."""
     busiest_send_bound: int
+    """The least that the busiest link can have, however the bytes that must cross are spread
+    over the replicas; so for the other bounds."""
     busiest_receive_bound: int
+    cross_process_bytes: int = 0
+    """Bytes that come from another process, on whatever device."""
+    inside_send_bytes: int = 0
+    """Most bytes that one device sends to other devices of its node."""
+    inside_send_bound: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,30 +1,41 @@
 """How much of a transfer may be in flight at once."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 
 
+class Buffers(Enum):
+    """Whether a process's source and destination parameters may share memory."""
+
+    SEPARATE = "separate"
+    """Received bytes overwrite nothing that is still to be sent."""
+    SHARED = "shared"
+    """They may overlap anyhow: every source parameter is packed, for oneself as well, before
+    anything is unpacked. All of a process's bytes must fit its staging."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferLimits:
-    """Bounds that the schedule of a plan keeps, for every endpoint and round."""
+    """Bounds that the schedule of a plan keeps, for every endpoint and round.
 
-    max_message_bytes: int = 32 << 20
-    """Longest message; larger ones are split by rows."""
-    staging_bytes: int = 256 << 20
-    """Bytes that one endpoint sends in one round, and bytes that it receives in one."""
-    max_operations: int = 128
+    Messages to oneself count for nothing where buffers are separate: they need no staging.
+    """
+
+    staging_bytes: int = 64 << 20
+    """Bytes that one endpoint sends in one round, and bytes that it receives in one. An
+    executor that packs round k + 1 while round k moves needs two buffers for each direction:
+    256 MiB by default."""
+    max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""
+    buffers: Buffers = Buffers.SEPARATE
 
     def __post_init__(self) -> None:
         raise_problems(
             Problem(name, f"is {getattr(self, name)} and must be at least {least}")
-            for name, least in (
-                ("max_message_bytes", 4),
-                ("staging_bytes", self.max_message_bytes),
-                ("max_operations", 2),
-            )
+            for name, least in (("staging_bytes", 8 * self.max_operations), ("max_operations", 2))
             if getattr(self, name) < least
         )
 

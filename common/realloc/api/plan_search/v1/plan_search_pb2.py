@@ -26,7 +26,7 @@ from realloc.api.scheduler.v1 import experiment_pb2 as realloc_dot_api_dot_sched
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,realloc/api/plan_search/v1/plan_search.proto\x12\x1arealloc.api.plan_search.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"]\n\x0cPlannedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12(\n\x04head\x18\x03 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\"\xc8\x01\n\x11SearchPlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"`\n\x12SearchPlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x17\n\x0fnum_evaluations\x18\x02 \x01(\x03\"\xec\x01\n\x13\x45stimatePlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x31\n\x04plan\x18\x04 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\"I\n\x14\x45stimatePlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan2\xf5\x01\n\x11PlanSearchService\x12m\n\nSearchPlan\x12-.realloc.api.plan_search.v1.SearchPlanRequest\x1a..realloc.api.plan_search.v1.SearchPlanResponse0\x01\x12q\n\x0c\x45stimatePlan\x12/.realloc.api.plan_search.v1.EstimatePlanRequest\x1a\x30.realloc.api.plan_search.v1.EstimatePlanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,realloc/api/plan_search/v1/plan_search.proto\x12\x1arealloc.api.plan_search.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"]\n\x0cPlannedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12(\n\x04head\x18\x03 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\"\xe4\x01\n\x11SearchPlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\"`\n\x12SearchPlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x17\n\x0fnum_evaluations\x18\x02 \x01(\x03\"\x88\x02\n\x13\x45stimatePlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x31\n\x04plan\x18\x04 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\"I\n\x14\x45stimatePlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan2\xf5\x01\n\x11PlanSearchService\x12m\n\nSearchPlan\x12-.realloc.api.plan_search.v1.SearchPlanRequest\x1a..realloc.api.plan_search.v1.SearchPlanResponse0\x01\x12q\n\x0c\x45stimatePlan\x12/.realloc.api.plan_search.v1.EstimatePlanRequest\x1a\x30.realloc.api.plan_search.v1.EstimatePlanResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANNEDMODEL']._serialized_start=153
   _globals['_PLANNEDMODEL']._serialized_end=246
   _globals['_SEARCHPLANREQUEST']._serialized_start=249
-  _globals['_SEARCHPLANREQUEST']._serialized_end=449
-  _globals['_SEARCHPLANRESPONSE']._serialized_start=451
-  _globals['_SEARCHPLANRESPONSE']._serialized_end=547
-  _globals['_ESTIMATEPLANREQUEST']._serialized_start=550
-  _globals['_ESTIMATEPLANREQUEST']._serialized_end=786
-  _globals['_ESTIMATEPLANRESPONSE']._serialized_start=788
-  _globals['_ESTIMATEPLANRESPONSE']._serialized_end=861
-  _globals['_PLANSEARCHSERVICE']._serialized_start=864
-  _globals['_PLANSEARCHSERVICE']._serialized_end=1109
+  _globals['_SEARCHPLANREQUEST']._serialized_end=477
+  _globals['_SEARCHPLANRESPONSE']._serialized_start=479
+  _globals['_SEARCHPLANRESPONSE']._serialized_end=575
+  _globals['_ESTIMATEPLANREQUEST']._serialized_start=578
+  _globals['_ESTIMATEPLANREQUEST']._serialized_end=842
+  _globals['_ESTIMATEPLANRESPONSE']._serialized_start=844
+  _globals['_ESTIMATEPLANRESPONSE']._serialized_end=917
+  _globals['_PLANSEARCHSERVICE']._serialized_start=920
+  _globals['_PLANSEARCHSERVICE']._serialized_end=1165
 # @@protoc_insertion_point(module_scope)

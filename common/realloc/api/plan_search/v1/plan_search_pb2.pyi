@@ -60,8 +60,11 @@ class SearchPlanRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    MEAN_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """Longest time to search."""
+    mean_prompt_tokens: _builtins.float
+    """Mean tokens of a prompt (sft: of a row) in the data."""
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
         """The experiment; its pins are kept."""
@@ -81,10 +84,11 @@ class SearchPlanRequest(_message.Message):
         models: _abc.Iterable[Global___PlannedModel] | None = ...,
         cluster: _types_pb2.Cluster | None = ...,
         seconds: _builtins.float = ...,
+        mean_prompt_tokens: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "models", b"models", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,6 +132,9 @@ class EstimatePlanRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    MEAN_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    mean_prompt_tokens: _builtins.float
+    """Mean tokens of a prompt (sft: of a row) in the data."""
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
         """The experiment."""
@@ -151,10 +158,11 @@ class EstimatePlanRequest(_message.Message):
         models: _abc.Iterable[Global___PlannedModel] | None = ...,
         cluster: _types_pb2.Cluster | None = ...,
         plan: _types_pb2.ExecutionPlan | None = ...,
+        mean_prompt_tokens: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "models", b"models", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

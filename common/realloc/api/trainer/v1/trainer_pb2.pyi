@@ -96,6 +96,7 @@ class CreateModelRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     RECOMPUTE_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     sequence: _builtins.int
@@ -112,6 +113,8 @@ class CreateModelRequest(_message.Message):
     """Seeds random weights."""
     recompute: _builtins.bool
     """Recompute activations in the backward pass."""
+    tokenizer: _builtins.str
+    """Folder that holds tokenizer.json, for rows of data files and checkpoints."""
     @_builtins.property
     def layout(self) -> _types_pb2.Layout:
         """A Megatron layout over some of the job's devices."""
@@ -133,10 +136,11 @@ class CreateModelRequest(_message.Message):
         seed: _builtins.int = ...,
         optimizer: _types_pb2.OptimizerSettings | None = ...,
         recompute: _builtins.bool = ...,
+        tokenizer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "layout", b"layout", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "checkpoint", b"checkpoint", "head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layout", b"layout", "model_id", b"model_id", "optimizer", b"optimizer", "recompute", b"recompute", "seed", b"seed", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "checkpoint", b"checkpoint", "head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layout", b"layout", "model_id", b"model_id", "optimizer", b"optimizer", "recompute", b"recompute", "seed", b"seed", "sequence", b"sequence", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__optimizer: _TypeAlias = _typing.Literal["optimizer"]  # noqa: Y015
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015

@@ -1,0 +1,82 @@
+# `make` prints what there is. Everything runs in .venv, which `make setup` makes.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where the CPU build of torch comes from; any index that has it will do.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION ?= 2.13.0
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+LOCKS := requirements/cpu.txt requirements/cpu-no-deps.txt
+export PYTHONPATH := $(CURDIR)/common:$(CURDIR)
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos check fix test test-unit test-integration test-faults test-gpu bench \
+	run demo deploy clean
+
+help: ## Print this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make the virtual environment and find or fetch etcd
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Realloc needs Python 3.11 or 3.12: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tools/install_venv.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 \
+		--index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/cpu-no-deps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
+	$(BIN)/python tools/fetch_etcd.py
+	touch $(STAMP)
+
+protos: setup ## Generate common/realloc/api from protos/
+	$(BIN)/python tools/protos.py
+
+check: setup ## Formatting, lint, types, layers, protos: everything that needs no run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint protos
+	$(BIN)/python tools/protos.py --check
+
+fix: setup ## Format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup ## All tests that need no GPU: real etcd, gloo ranks, vLLM
+	$(BIN)/python -m pytest -m "not gpu" tests
+
+test-unit: setup ## Only the fast tests
+	$(BIN)/python -m pytest tests/unit tests/golden
+
+test-integration: setup ## Only the tests that start processes
+	$(BIN)/python -m pytest -m "not gpu" tests/contract tests/integration
+
+test-faults: setup ## Only the tests that kill processes
+	$(BIN)/python -m pytest tests/faults
+
+test-gpu: setup ## Only the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests
+
+bench: setup ## Print the tables of docs/benchmarks
+	$(BIN)/python tools/bench/plan_reallocation.py
+	$(BIN)/python tools/bench/search.py
+
+run: setup ## Keep a local cluster up until Ctrl-C
+	$(BIN)/python -m deploy.local
+
+demo: setup ## Train a tiny model by SFT and PPO on a local cluster, and report
+	$(BIN)/python tools/demo.py
+
+deploy: run ## The same as run, until other targets exist
+
+clean: ## Remove what runs left behind; keeps the environment
+	rm -rf run demo-report.json build dist *.egg-info common/*.egg-info

@@ -1,0 +1,78 @@
+"""The ``realloc`` command: verbs on jobs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from realloc.core.errors import ReallocError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 on an error, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    from realloc.client import commands  # heavy: only once the arguments are right
+
+    try:
+        status: int = getattr(commands, arguments.command)(arguments)
+    except ReallocError as error:
+        _print_error(error, arguments)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    return status
+
+
+def _print_error(error: ReallocError, arguments: argparse.Namespace) -> None:
+    problems = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": type(error).__name__, "problems": problems}))
+    for problem in problems:
+        print(f"realloc: {problem}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="realloc", description="RLHF training with parameter reallocation."
+    )
+    parser.add_argument(
+        "--address", default="", help="scheduler, host:port (default: REALLOC_ADDRESS, local)"
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="command")
+
+    submit = _verb(verbs, "submit", "submit", "queue an experiment")
+    submit.add_argument("experiment", help="YAML file")
+    submit.add_argument("--watch", action="store_true", help="show progress until the job ends")
+    submit.add_argument("--validate-only", action="store_true", help="check, queue nothing")
+    submit.add_argument("--request-id", default="", help="makes a repeated submission safe")
+
+    _verb(verbs, "jobs", "list_jobs", "list jobs")
+
+    job = verbs.add_parser("job", help="one job").add_subparsers(required=True, metavar="verb")
+    show = _verb(job, "show", "show_job", "a job, its plan and its latest iterations")
+    show.add_argument("job_id")
+    watch = _verb(job, "watch", "watch_job", "progress until the job ends")
+    watch.add_argument("job_id")
+
+    cancel = _verb(verbs, "cancel", "cancel_job", "cancel a job")
+    cancel.add_argument("job_id")
+
+    trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
+    trace.add_argument("job_id")
+    trace.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
+    return parser
+
+
+def _verb(verbs: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Experiments as YAML files.
+
+    name: arithmetic-ppo
+    algorithm: ppo
+    actor: {checkpoint: runs/sft, optimizer: {learning_rate: 1e-4}}
+    data: {path: prompts.jsonl, batch_size: 128}
+    pins: {actor_gen: d2t1p1@0-1}          # strategy @ first-last device
+
+Paths are relative to the working folder and are made absolute: services and clients share a
+file system, but not a working folder.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from realloc.config import ConfigError, read
+from realloc.core.errors import InvalidInput, Problem
+from realloc.core.experiment import Experiment, ModelSettings
+from realloc.core.strategy import ParallelStrategy
+
+_PIN = re.compile(r"(\S+)@(\d+)(?:-(\d+))?")
+
+
+def load_experiment(path: str) -> Experiment:
+    """Read an experiment.
+
+    Raises:
+        InvalidInput: the file cannot be read, or fields of it are unknown, missing or of
+            another type; all at once.
+    """
+    try:
+        text = Path(path).read_text()
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise InvalidInput.at(path, f"cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InvalidInput.at(path, f"is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise InvalidInput.at(path, "is no mapping of fields")
+    return parse_experiment(data, where=path)
+
+
+def parse_experiment(data: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
+    """An experiment from plain data, paths made absolute; see the module's text."""
+    pins = data.get("pins") or {}
+    if not isinstance(pins, Mapping):
+        raise InvalidInput.at("pins", "is no mapping of call: strategy@devices")
+    plain = {**data, "pins": [_pin(call, text) for call, text in pins.items()]}
+    try:
+        experiment = read(Experiment, plain)
+    except ConfigError as error:
+        raise InvalidInput(
+            *(Problem(f"{where}: {each.path}", each.reason) for each in error.problems)
+        ) from error
+    return absolute_paths(experiment)
+
+
+def absolute_paths(experiment: Experiment) -> Experiment:
+    """The same experiment with every path absolute."""
+    function = experiment.reward.function
+    evaluation = experiment.evaluation
+    return replace(
+        experiment,
+        actor=_absolute_model(experiment.actor),
+        critic=experiment.critic and _absolute_model(experiment.critic),
+        ref=experiment.ref and _absolute_model(experiment.ref),
+        reward_model=experiment.reward_model and _absolute_model(experiment.reward_model),
+        data=replace(experiment.data, path=_absolute(experiment.data.path)),
+        reward=replace(experiment.reward, function=_absolute(function)),
+        evaluation=evaluation and replace(evaluation, path=_absolute(evaluation.path)),
+        output=_absolute(experiment.output),
+    )
+
+
+def _absolute_model(settings: ModelSettings) -> ModelSettings:
+    return replace(settings, checkpoint=_absolute(settings.checkpoint))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path else path
+
+
+def _pin(call: str, text: Any) -> dict[str, Any]:
+    match = _PIN.fullmatch(str(text))
+    if match is None:
+        raise InvalidInput.at(f"pins.{call}", f"{text!r} is not of the form d2t1p1@0-1")
+    strategy = ParallelStrategy.parse(match[1])
+    first, last = int(match[2]), int(match[3] or match[2])
+    return {
+        "call": call,
+        "mesh": {"first_device": first, "num_devices": last - first + 1},
+        "strategy": {
+            "data": strategy.data,
+            "tensor": strategy.tensor,
+            "pipeline": strategy.pipeline,
+            "virtual_pipeline": strategy.virtual_pipeline,
+            "expert": strategy.expert,
+        },
+    }

@@ -1,0 +1,118 @@
+"""Jobs: their states, and what each iteration reports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from realloc.core.experiment import Experiment
+from realloc.core.plan import ExecutionPlan
+
+
+class JobState(Enum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    PLANNING = "planning"
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True where the job has ended."""
+        return not TRANSITIONS[self]
+
+
+_ENDS = frozenset({JobState.FAILED, JobState.CANCELLED})
+
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+    {
+        JobState.PENDING: _ENDS | {JobState.PLANNING},
+        JobState.PLANNING: _ENDS | {JobState.QUEUED},
+        # A new leader plans a queued job again.
+        JobState.QUEUED: _ENDS | {JobState.STARTING, JobState.PLANNING},
+        JobState.STARTING: _ENDS | {JobState.RUNNING},
+        JobState.RUNNING: _ENDS | {JobState.SUCCEEDED},
+        JobState.SUCCEEDED: frozenset(),
+        JobState.FAILED: frozenset(),
+        JobState.CANCELLED: frozenset(),
+    }
+)
+"""Which states may follow which; docs/architecture.md draws this table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One held-out evaluation by greedy decoding."""
+
+    iteration: int
+    """Iterations that had ended."""
+    reward: float
+    """Mean reward over the prompts."""
+    num_prompts: int
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """Seconds of one function call or reallocation."""
+
+    name: str
+    """Name of the call, or ``reallocate:MODEL``."""
+    predicted_seconds: float
+    measured_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReallocationReport:
+    """One reallocation that was committed."""
+
+    model_id: str
+    weight_version: int
+    bytes: int
+    """Bytes written at the destinations."""
+    seconds: float
+    """From the request to the commit."""
+    digest_ok: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationReport:
+    """One iteration as measured. Iteration 0 is the evaluation before the first."""
+
+    iteration: int
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """By name: ``actor/loss``, ``reward/mean``, ``train_rollout_logprob_abs_diff``, …"""
+    stages: tuple[StageReport, ...] = ()
+    reallocations: tuple[ReallocationReport, ...] = ()
+    weight_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job and how far it is."""
+
+    job_id: str
+    experiment: Experiment
+    state: JobState = JobState.PENDING
+    error: str = ""
+    """Why it failed; empty otherwise."""
+    activity: str = ""
+    """What it is doing, one short phrase."""
+    submit_time: float = 0.0
+    """Unix seconds."""
+    start_time: float = 0.0
+    end_time: float = 0.0
+    iteration: int = 0
+    """Iterations that have ended."""
+    plan: ExecutionPlan | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    trace_id: str = ""
+    checkpoint: str = ""
+    """Folder of the final checkpoint; empty before it is complete."""
+    request_id: str = ""

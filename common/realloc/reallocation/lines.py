@@ -1,0 +1,228 @@
+"""Lines: everything that the same ranks have and the same ranks want, laid end to end.
+
+A *line* is an atom class in the layers of one pair of stages (or once, for outer tensors):
+its elements, layer by layer and atom by atom, count from 0. Every rank of ``sources`` holds
+the whole line and every rank of ``destinations`` wants the whole of it, so which replica sends
+what is a matter of cutting the line. The number of lines depends on the layouts, hardly on the
+model: layers are alike.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from realloc.core.model import ModelArchitecture
+from realloc.core.transfer import Int64
+from realloc.reallocation.boxes import AtomClass, intersect
+from realloc.reallocation.families import layer_tensors, outer_tensors
+from realloc.reallocation.layouts.provider import CanonicalNumbering
+from realloc.reallocation.sides import Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Atoms:
+    """The atoms of all classes, class by class, and where each holder keeps them."""
+
+    first_atom: Int64
+    """[classes + 1] class c is atoms first_atom[c] … first_atom[c + 1] − 1."""
+    elements: Int64
+    """[classes] elements of one instance (one layer) of the class."""
+    base: Int64
+    """[classes] elements of all classes before."""
+    begin: Int64
+    """[atoms] first element, counted over all classes: base + place within the class."""
+    rows: Int64
+    cols: Int64
+    canonical: Int64
+    """[atoms] canonical tensor in layer 0, or the outer tensor."""
+    canonical_start: Int64
+    canonical_stride: Int64
+    place_tensor: Int64
+    """[places] local parameter within the layer, or among the outer ones."""
+    place_start: Int64
+    place_stride: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line; a *place* is where the class's atoms begin in the arrays of places."""
+
+    atom_class: int
+    first_instance: int
+    num_elements: int
+    sources: tuple[int, ...]
+    """Source ranks that hold the line."""
+    source_places: tuple[int, ...]
+    destinations: tuple[int, ...]
+    """Destination ranks that want it."""
+    destination_places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lines:
+    """All lines of a plan, and their instances: the layers of each line in order."""
+
+    lines: tuple[Line, ...]
+    line_class: Int64
+    line_first_instance: Int64
+    """[lines] the same as in ``lines``, as arrays."""
+    atoms: Atoms
+    instance_layer: Int64
+    """[instances] layer; −1 for outer tensors."""
+    tensors_per_layer: int
+    """Canonical tensors from one layer to the next."""
+
+    def atom_at(self, line: Int64, element: Int64) -> Int64:
+        """Atom to which elements of lines belong."""
+        return np.searchsorted(self.atoms.begin, self._in_class(line, element), side="right") - 1
+
+    def into_row(self, line: Int64, element: Int64) -> Int64:
+        """How far elements of lines lie behind the start of their atom's row."""
+        atom = self.atom_at(line, element)
+        excess = self._in_class(line, element) - self.atoms.begin[atom]
+        return excess % self.atoms.cols[atom]
+
+    def _in_class(self, line: Int64, element: Int64) -> Int64:
+        of = self.line_class[line]
+        return self.atoms.base[of] + element % self.atoms.elements[of]
+
+
+def lines_between(architecture: ModelArchitecture, source: Side, destination: Side) -> Lines:
+    """Cut a model into lines.
+
+    Raises:
+        InvalidInput: the source layout lacks something that the destination wants.
+    """
+    outer, layer = outer_tensors(architecture), layer_tensors(architecture)
+    outer_classes = intersect(outer, source.outer_holders, destination.outer_holders)
+    layer_classes = intersect(layer, source.layer_holders, destination.layer_holders)
+    numbering = CanonicalNumbering.of(architecture)
+    draft = _Draft()
+    for atom_class in outer_classes:
+        draft.add_class(atom_class, numbering.outer, numbering.outer_cols)
+        draft.add_line(
+            atom_class,
+            np.array([-1]),
+            [source.outer_ranks(holder) for holder in atom_class.sources],
+            [destination.outer_ranks(holder) for holder in atom_class.destinations],
+        )
+    stages = [
+        (
+            have,
+            want,
+            np.flatnonzero((source.layer_stage == have) & (destination.layer_stage == want)),
+        )
+        for have, want in product(
+            range(len(source.slice_ranks)), range(len(destination.slice_ranks))
+        )
+    ]
+    for atom_class in layer_classes:
+        draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
+        for have, want, layers in stages:
+            if len(layers):
+                draft.add_line(
+                    atom_class,
+                    layers,
+                    [source.slice_ranks[have][holder] for holder in atom_class.sources],
+                    [destination.slice_ranks[want][holder] for holder in atom_class.destinations],
+                )
+    return draft.finish(len(layer))
+
+
+class _Draft:
+    """Collects classes and lines."""
+
+    def __init__(self) -> None:
+        self._classes: list[AtomClass] = []
+        self._canonical: list[Int64] = []
+        self._stride: list[Int64] = []
+        self._lines: list[Line] = []
+        self._instances: list[Int64] = []
+        self._instance_runs: dict[bytes, int] = {}
+        self._places = 0
+        self.num_instances = 0
+
+    def add_class(
+        self, atom_class: AtomClass, numbers: tuple[int, ...] | range, cols: tuple[int, ...]
+    ) -> None:
+        if self._classes:
+            self._places += _num_places(self._classes[-1])
+        self._classes.append(atom_class)
+        self._canonical.append(np.array(numbers, dtype=np.int64)[atom_class.tensor])
+        self._stride.append(np.array(cols, dtype=np.int64)[atom_class.tensor])
+
+    def add_line(
+        self, atom_class: AtomClass, layers: Int64, sources: list[Int64], destinations: list[Int64]
+    ) -> None:
+        size = len(atom_class.tensor)
+        after = self._places + size * len(atom_class.sources)
+        self._lines.append(
+            Line(
+                atom_class=len(self._classes) - 1,
+                first_instance=self._instance_run(layers),
+                num_elements=atom_class.num_elements * len(layers),
+                sources=tuple(int(rank) for ranks in sources for rank in ranks),
+                source_places=_places(sources, self._places, size),
+                destinations=tuple(int(rank) for ranks in destinations for rank in ranks),
+                destination_places=_places(destinations, after, size),
+            )
+        )
+
+    def _instance_run(self, layers: Int64) -> int:
+        """Where the layers stand in the list of instances; equal lists are shared."""
+        key = layers.tobytes()
+        if key not in self._instance_runs:
+            self._instance_runs[key] = self.num_instances
+            self._instances.append(layers)
+            self.num_instances += len(layers)
+        return self._instance_runs[key]
+
+    def finish(self, tensors_per_layer: int) -> Lines:
+        classes = self._classes
+        rows = np.concatenate([c.rows for c in classes])
+        cols = np.concatenate([c.cols for c in classes])
+        stride = np.concatenate(self._stride)
+        start = np.concatenate([c.row for c in classes]) * stride
+        ends = np.cumsum(rows * cols)
+        elements = np.array([c.num_elements for c in classes], dtype=np.int64)
+        places = np.concatenate(
+            [
+                side.transpose(1, 0, 2).reshape(3, -1)
+                for c in classes
+                for side in (c.source_places, c.destination_places)
+            ],
+            axis=1,
+        )
+        return Lines(
+            lines=tuple(self._lines),
+            line_class=np.array([line.atom_class for line in self._lines], dtype=np.int64),
+            line_first_instance=np.array(
+                [line.first_instance for line in self._lines], dtype=np.int64
+            ),
+            atoms=Atoms(
+                first_atom=np.cumsum([0, *(len(c.tensor) for c in classes)], dtype=np.int64),
+                elements=elements,
+                base=np.cumsum(elements) - elements,
+                begin=ends - rows * cols,
+                rows=rows,
+                cols=cols,
+                canonical=np.concatenate(self._canonical),
+                canonical_start=start + np.concatenate([c.col for c in classes]),
+                canonical_stride=stride,
+                place_tensor=places[0],
+                place_start=places[1],
+                place_stride=places[2],
+            ),
+            instance_layer=np.concatenate(self._instances),
+            tensors_per_layer=tensors_per_layer,
+        )
+
+
+def _num_places(atom_class: AtomClass) -> int:
+    holders = len(atom_class.sources) + len(atom_class.destinations)
+    return holders * len(atom_class.tensor)
+
+
+def _places(ranks: list[Int64], first: int, size: int) -> tuple[int, ...]:
+    return tuple(first + holder * size for holder, of in enumerate(ranks) for _ in of)

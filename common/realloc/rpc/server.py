@@ -1,0 +1,193 @@
+"""One way to run a service: telemetry, interceptors, health, reflection, registration, drain.
+
+    @asynccontextmanager
+    async def build(config: SchedulerConfig) -> AsyncIterator[App]:
+        store = ...                                     # opened here, closed after the drain
+        yield App(
+            servicers=((add_JobsServicer_to_server, JobsServicer(...)),),
+            service_names=("realloc.api.scheduler.v1.Jobs",),
+            started=shard.bind,                         # await started("host:port")
+            registration=lambda address: membership.registered(store, address),
+        )
+
+    asyncio.run(serve(build, config))
+
+Order: telemetry → build → bind → started(address) → registration entered → health SERVING →
+SIGTERM or SIGINT → health NOT_SERVING → registration left → draining() → running calls
+get ``drain_seconds`` → build left → telemetry flushed. A second signal kills at once. An
+exception in a task group that `build` or `registration` opened cancels the service the same
+way and leaves `serve` as that exception. A signal before the service is up cancels it.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry import trace
+
+from realloc.config import ServiceConfig
+from realloc.core.errors import ReallocError, Unavailable
+from realloc.rpc.calls import MAX_MESSAGE_BYTES
+from realloc.rpc.interception import Around
+from realloc.rpc.server_errors import translated_errors
+from realloc.rpc.server_tracing import traced_calls
+from realloc.telemetry import setup
+
+MAX_CONCURRENT_CALLS = 2048
+"""Further calls get RESOURCE_EXHAUSTED."""
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Two processes on one port would share its calls at random.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 20 s; grpc's default takes that for abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class AddServicer(Protocol):
+    """A generated ``add_XServicer_to_server``."""
+
+    def __call__(self, servicer: Any, server: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """What a service consists of, as `serve` needs it."""
+
+    servicers: Sequence[tuple[AddServicer, Any]]
+    service_names: Sequence[str]
+    """Full names, ``DESCRIPTOR.services_by_name["X"].full_name``, for health and reflection."""
+    started: Callable[[str], Awaitable[None]] | None = None
+    """Called with the address before anybody can know it."""
+    registration: Callable[[str], AbstractAsyncContextManager[Any]] | None = None
+    """Entered with the address; others find the service while it is open."""
+    draining: Callable[[], Awaitable[None]] | None = None
+    """Called when the service is no longer registered: end streams that would never end."""
+
+
+ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
+
+
+async def serve(
+    build: Callable[[ConfigT], AbstractAsyncContextManager[App]], config: ConfigT
+) -> None:
+    """Run a service until SIGTERM or SIGINT; see the module's text.
+
+    Raises:
+        SystemExit: status 1 after an error of ours, which is logged.
+    """
+    log = structlog.get_logger(__name__)
+    telemetry = setup.start(
+        service=config.service,
+        instance=config.instance,
+        log_level=config.log_level,
+        trace_dir=config.trace_dir,
+        otlp_endpoint=config.otlp_endpoint,
+    )
+    signals = _Signals()
+    try:
+        async with build(config) as app, running(app, config) as address:
+            log.info("serving", address=address)
+            await signals.wait()
+            log.info("draining", seconds=config.drain_seconds)
+    except asyncio.CancelledError:
+        if not signals.received:
+            raise
+    except ReallocError as error:
+        log.error("stopped", error=type(error).__name__, reason=str(error))
+        raise SystemExit(1) from error
+    finally:
+        telemetry.shutdown()
+
+
+@asynccontextmanager
+async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncIterator[str]:
+    """A server that is up and registered within the context, drained at its end.
+
+    Yields:
+        ``host:port`` under which others reach it.
+    """
+    tracer = tracer or trace.get_tracer(__name__)
+    server = grpc.aio.server(
+        interceptors=(Around(traced_calls(tracer)), Around(translated_errors)),
+        options=SERVER_OPTIONS,
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+    )
+    servicer = _add_services(server, app)
+    await _set_health(servicer, app, health_pb2.HealthCheckResponse.NOT_SERVING)
+    address = _bind(server, config)
+    await server.start()
+    grace = 0.0
+    try:
+        if app.started is not None:
+            await app.started(address)
+        async with app.registration(address) if app.registration else nullcontext():
+            await _set_health(servicer, app, health_pb2.HealthCheckResponse.SERVING)
+            yield address
+            grace = config.drain_seconds
+            await servicer.enter_graceful_shutdown()
+        if app.draining is not None:
+            await app.draining()
+    finally:
+        await servicer.enter_graceful_shutdown()
+        await server.stop(grace)
+
+
+def _add_services(server: grpc.aio.Server, app: App) -> health.aio.HealthServicer:
+    for add, servicer in app.servicers:
+        add(servicer, server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (*app.service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    return health_servicer
+
+
+def _bind(server: grpc.aio.Server, config: ServiceConfig) -> str:
+    wanted = f"{config.host}:{config.port}"
+    try:
+        port = server.add_insecure_port(wanted)
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {wanted}; is the port taken?") from error
+    return f"{config.advertise_host or config.host}:{port}"
+
+
+async def _set_health(servicer: health.aio.HealthServicer, app: App, status: Any) -> None:
+    for name in ("", *app.service_names):
+        await servicer.set(name, status)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: they cancel what is being built, and end `wait` after that."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._task = asyncio.current_task()
+        self._stop = asyncio.Event()
+        self._waiting = False
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._receive)
+
+    async def wait(self) -> None:
+        self._waiting = True
+        await self._stop.wait()
+
+    def _receive(self) -> None:
+        self.received = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)  # so that a second one kills
+        if self._waiting:
+            self._stop.set()
+        elif self._task is not None:
+            self._task.cancel()

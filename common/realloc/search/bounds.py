@@ -1,0 +1,548 @@
+"""Lower bounds on the seconds of all plans that choose from given sets of options.
+
+Where the graph has windows (`realloc.search.windows`), a window's work is relaxed to
+*fractional* scheduling: its tasks (the calls, and one reallocation per trained model) may be
+cut into pieces, which run together wherever precedence does not order the tasks and their
+devices suffice. The shortest such schedule is a linear program over sets of tasks that may
+run together; its dual gives each task a weight, such that no set weighs more than 1, and
+Σ weight × seconds is the bound. It is at least the longest path, the work of any device, and
+the area (devices × seconds) over all devices. Weights stay valid when sets of options shrink,
+because fewer tasks fit together then: a parent's weights bound its children for next to
+nothing. And whatever the solver returns is scaled until no set weighs more than 1, so its
+rounding errors cannot make a bound too high.
+
+Elsewhere (staleness, calls that wait for nothing, ...) the whole simulation is relaxed. Its
+first iteration ends with some call x without successors, so all that waits for x's first run
+comes after end_1: the longest path from there to the end, and the area of all that work over
+all devices, bound (end_K − end_1). The smallest of these over all such x holds in any case.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realloc.cost.simulator import SimulationRules
+from realloc.search.candidates import Candidates
+from realloc.search.compilation import compiled, inlined
+from realloc.search.option_tree import OptionTree, build_option_tree, least_move_seconds
+from realloc.search.problem import SearchProblem
+from realloc.search.space import flat_ints, flat_reals, offsets
+from realloc.search.windows import topological_order, window_edges
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_MAX_TOGETHER = 600
+"""Sets of tasks that may run together; a graph with more is bounded without windows."""
+
+
+class Relaxation(NamedTuple):
+    """Sizes, and where each array begins in the two flat arrays; see `Space` for why.
+
+    A *choice* is a set of the option tree per call. Tasks (T) are the calls and then one
+    reallocation for each trained model with windows.
+    """
+
+    num_calls: int
+    num_tasks: int
+    num_together: int
+    """Sets of tasks that precedence allows to run together; 0 without windows."""
+    num_ends: int
+    """Calls without successors; used without windows."""
+    iterations: int
+    lag: int
+    """1 + staleness"""
+    num_devices: int
+    device_memory_bytes: int
+
+    # The option tree.
+    child_start: int
+    child_count: int
+    option: int
+    coarse: int
+    num_devices_of: int
+    seconds: int
+    """real"""
+    area: int
+    """real"""
+    byte_area: int
+    """real"""
+    first: int
+    """[O]"""
+    last: int
+    """[O]"""
+    layout: int
+    """[O]"""
+    model: int
+    """[C], models numbered from 0 up."""
+    train: int
+    """[C], or −1."""
+
+    # Moves.
+    least_start: int
+    """[C], where the call's table begins in `least`, −1 for calls that never move."""
+    least_columns: int
+    """[C]"""
+    least: int
+    """real, tables of `least_move_seconds`."""
+    matrix_start: int
+    """[C], where the matrix of the call's model begins in `matrix`."""
+    matrix_size: int
+    """[C]"""
+    matrix: int
+    """real"""
+    mover: int
+    """[T], the call that a reallocation task precedes; −1 for calls."""
+
+    # Windows.
+    together: int
+    """[num_together], bit sets of tasks, the largest first."""
+
+    # Without windows.
+    order: int
+    """[C], topological."""
+    before_start: int
+    """[C + 1]"""
+    before: int
+    ends: int
+    """[num_ends]"""
+    behind: int
+    """[num_ends, C], iterations of each call that come after the first run of an end."""
+
+    # Scratch.
+    task_devices: int
+    """[T]"""
+    task_clash: int
+    """[T], bit sets of tasks known to share a device."""
+    fitting: int
+    """[num_together]"""
+    row_label: int
+    column_label: int
+    task_seconds: int
+    """[T] real"""
+    tableau: int
+    """[num_together + 1, T + 1] real"""
+    distance: int
+    """[K, C] real"""
+
+
+class Bounds(NamedTuple):
+    """The two arrays that all offsets of a `Relaxation` point into."""
+
+    relaxation: Relaxation
+    ints: Ints
+    reals: Floats
+
+
+def build_bounds(
+    problem: SearchProblem, candidates: Candidates, rules: SimulationRules
+) -> tuple[Bounds, OptionTree]:
+    """The bound of a problem and the sets of options that it speaks about."""
+    tree = build_option_tree(problem, candidates)
+    calls = problem.num_calls
+    edges = sorted({(int(a), int(b)) for a, b in problem.edges})
+    train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
+    window = window_edges(calls, edges, train, rules)
+    movers = _movers(train) if window is not None else []
+    together = _together(calls, window, train, movers) if window is not None else []
+    if not together:
+        movers = []
+    ends = sorted(set(range(calls)) - {a for a, _ in edges})
+    before_start, before = _before(calls, edges)
+    tasks = calls + len(movers)
+    moves = _move_arrays(problem, tree, train)
+    ints = moves.ints | {
+        "child_start": tree.child_start,
+        "child_count": tree.child_count,
+        "option": tree.option,
+        "coarse": tree.coarse,
+        "num_devices_of": tree.num_devices,
+        "first": problem.option_first_device,
+        "last": problem.option_first_device + problem.option_num_devices,
+        "layout": problem.option_layout,
+        "model": np.unique(problem.call_model, return_inverse=True)[1],
+        "train": train,
+        "mover": np.array([-1] * calls + movers),
+        "together": np.array(together, dtype=np.int64),
+        "order": np.array(topological_order(calls, edges)),
+        "before_start": before_start,
+        "before": before,
+        "ends": np.array(ends),
+        "behind": _behind(calls, edges, train, ends, rules),
+        "task_devices": np.zeros(tasks, dtype=np.int64),
+        "task_clash": np.zeros(tasks, dtype=np.int64),
+        "fitting": np.zeros(len(together), dtype=np.int64),
+        "row_label": np.zeros(len(together), dtype=np.int64),
+        "column_label": np.zeros(tasks, dtype=np.int64),
+    }
+    reals = moves.reals | {
+        "seconds": tree.seconds,
+        "area": tree.area,
+        "byte_area": tree.byte_area,
+        "task_seconds": np.zeros(tasks),
+        "tableau": np.zeros((len(together) + 1) * (tasks + 1)),
+        "distance": np.zeros(rules.iterations * calls),
+    }
+    relaxation = Relaxation(
+        num_calls=calls,
+        num_tasks=tasks,
+        num_together=len(together),
+        num_ends=len(ends),
+        iterations=rules.iterations,
+        lag=1 + rules.staleness,
+        num_devices=problem.num_devices,
+        device_memory_bytes=problem.device_memory_bytes,
+        **offsets(ints),
+        **offsets(reals),
+    )
+    bounds = Bounds(relaxation=relaxation, ints=flat_ints(ints), reals=flat_reals(reals))
+    return bounds, tree
+
+
+class _Moves(NamedTuple):
+    ints: dict[str, Ints]
+    reals: dict[str, Floats]
+
+
+def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
+    """Tables of the fewest seconds of moves, and the matrices themselves."""
+    calls = problem.num_calls
+    tables, matrices = [np.zeros((0, 0))], [np.zeros((0, 0))]
+    arrays = {
+        name: np.full(calls, -1, dtype=np.int64)
+        for name in ("least_start", "least_columns", "matrix_start", "matrix_size")
+    }
+    for call in range(calls):
+        if train[call] < 0 or train[call] == call:
+            continue
+        arrays["least_start"][call] = sum(table.size for table in tables)
+        tables.append(least_move_seconds(problem, tree, int(train[call]), call))
+        arrays["least_columns"][call] = tables[-1].shape[1]
+        arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
+        model = int(problem.call_model[call])
+        matrices.append(problem.realloc_seconds.get(model, np.zeros((1, 1))))
+        arrays["matrix_size"][call] = len(matrices[-1])
+    reals = {
+        "least": np.concatenate([table.ravel() for table in tables]),
+        "matrix": np.concatenate([matrix.ravel() for matrix in matrices]),
+    }
+    return _Moves(arrays, reals)
+
+
+def _movers(train: Ints) -> list[int]:
+    """One call of each trained model: its reallocation becomes a task.
+
+    Others are left out, because calls of one layout share a reallocation.
+    """
+    movers: dict[int, int] = {}
+    for call, owner in enumerate(train):
+        if owner >= 0 and owner != call:
+            movers.setdefault(int(owner), call)
+    return list(movers.values())
+
+
+def _together(
+    calls: int, window: list[tuple[int, int]], train: Ints, movers: list[int]
+) -> list[int]:
+    """All sets of tasks of which no one precedes another, as bit sets, the largest first.
+
+    Empty where there are too many.
+    """
+    tasks = calls + len(movers)
+    edges = list(window)
+    for index, mover in enumerate(movers):
+        edges += [(int(train[mover]), calls + index), (calls + index, mover)]
+    reach = np.zeros((tasks, tasks), dtype=bool)
+    for a, b in edges:
+        reach[a, b] = True
+    for middle in range(tasks):
+        reach |= np.outer(reach[:, middle], reach[middle])
+    ordered = reach | reach.T
+    sets = [0]
+    for task in range(tasks):
+        free = sum(1 << other for other in range(tasks) if not ordered[task, other])
+        sets += [chosen | 1 << task for chosen in sets if chosen & free == chosen]
+        if len(sets) > _MAX_TOGETHER:
+            return []
+    return sorted(sets[1:], key=lambda chosen: -chosen.bit_count())
+
+
+def _before(calls: int, edges: list[tuple[int, int]]) -> tuple[Ints, Ints]:
+    before = [[a for a, b in edges if b == call] for call in range(calls)]
+    start = np.cumsum([0, *(len(b) for b in before)])
+    return start, np.array([a for b in before for a in b], dtype=np.int64)
+
+
+def _behind(
+    calls: int, edges: list[tuple[int, int]], train: Ints, ends: list[int], rules: SimulationRules
+) -> Ints:
+    """[ends, C], how many runs of each call wait for the first run of an end."""
+    order = topological_order(calls, edges)
+    lag = 1 + rules.staleness
+    found = np.zeros((len(ends), calls), dtype=np.int64)
+    for row, end in enumerate(ends):
+        waits = np.zeros((rules.iterations, calls), dtype=bool)
+        waits[0, end] = True
+        for i in range(rules.iterations):
+            for call in order:
+                waits[i, call] |= any(waits[i, a] for a, b in edges if b == call)
+                waits[i, call] |= i > 0 and waits[i - 1, call]
+                owner = train[call]
+                if owner >= 0 and owner != call and i >= lag:
+                    waits[i, call] |= waits[i - lag, owner]
+        found[row] = waits[1:].sum(axis=0)
+    return found
+
+
+@compiled
+def choice_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats) -> float:
+    """No plan that chooses from the sets of `choice` takes fewer seconds (up to rounding).
+
+    Args:
+        choice: [C], a set of the option tree per call.
+        weights: [T], filled with the tasks' weights, for `weighted_bound`; zeros where the
+            graph has no windows.
+    """
+    if _overflows(r, ints, reals, choice):
+        return np.inf
+    _fill_tasks(r, ints, reals, choice)
+    if r.num_together == 0:
+        return _unrolled_bound(r, ints, reals, choice)
+    fitting = _fitting_sets(r, ints, reals)
+    _solve(r, ints, reals, fitting, weights)
+    return _weigh(r, ints, reals, fitting, weights)
+
+
+@compiled
+def weighted_bound(
+    r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats
+) -> float:
+    """The bound by the weights of a choice that contains this one; cheaper and weaker."""
+    _fill_tasks(r, ints, reals, choice)
+    bound = 0.0
+    for t in range(r.num_tasks):
+        bound += weights[t] * reals[r.task_seconds + t]
+    return bound
+
+
+@inlined
+def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
+    """The resident bytes alone exceed the cluster's memory, layouts shared where possible."""
+    total = 0.0
+    for c in range(r.num_calls):
+        largest = reals[r.byte_area + choice[c]]
+        for d in range(r.num_calls):
+            if d != c and ints[r.model + d] == ints[r.model + c]:
+                other = reals[r.byte_area + choice[d]]
+                if other > largest or (other == largest and d < c):
+                    largest = 0.0
+                    break
+        total += largest
+    return total > (1.0 + 1e-9) * r.num_devices * np.float64(r.device_memory_bytes)
+
+
+@inlined
+def _move_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> float:
+    """Fewest seconds of the reallocation before call `c`."""
+    t = ints[r.train + c]
+    one = ints[r.option + choice[t]]
+    two = ints[r.option + choice[c]]
+    if one >= 0 and two >= 0:
+        source = ints[r.layout + one]
+        target = ints[r.layout + two]
+        if source < 0 or target < 0 or source == target:
+            return 0.0
+        at = ints[r.matrix_start + c] + source * ints[r.matrix_size + c] + target
+        return reals[r.matrix + at]
+    at = ints[r.least_start + c] + ints[r.coarse + choice[t]] * ints[r.least_columns + c]
+    return reals[r.least + at + ints[r.coarse + choice[c]]]
+
+
+@inlined
+def _fill_tasks(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
+    """Fewest seconds of every task."""
+    for c in range(r.num_calls):
+        reals[r.task_seconds + c] = reals[r.seconds + choice[c]]
+    for t in range(r.num_calls, r.num_tasks):
+        c = ints[r.mover + t]
+        reals[r.task_seconds + t] = _move_seconds(r, ints, reals, choice, c)
+    for c in range(r.num_calls):
+        ints[r.task_devices + c] = ints[r.num_devices_of + choice[c]]
+        option = ints[r.option + choice[c]]
+        clash = 0
+        for d in range(r.num_calls):
+            other = ints[r.option + choice[d]]
+            if d != c and option >= 0 and other >= 0:
+                shared = (
+                    ints[r.first + option] < ints[r.last + other]
+                    and ints[r.first + other] < ints[r.last + option]
+                )
+                clash |= np.int64(shared) << d
+        ints[r.task_clash + c] = clash
+    for t in range(r.num_calls, r.num_tasks):
+        c = ints[r.mover + t]
+        owner = ints[r.train + c]
+        ints[r.task_devices + t] = max(ints[r.task_devices + c], ints[r.task_devices + owner])
+        ints[r.task_clash + t] = ints[r.task_clash + c] | ints[r.task_clash + owner]
+
+
+@inlined
+def _fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
+    """Maximal sets of tasks that precedence and devices allow to run together.
+
+    Tasks of no seconds are left out.
+
+    Returns:
+        How many there are in `fitting`.
+    """
+    worth = 0
+    for t in range(r.num_tasks):
+        worth |= np.int64(reals[r.task_seconds + t] > 0.0) << t
+    found = 0
+    for i in range(r.num_together):
+        chosen = ints[r.together + i] & worth
+        devices = 0
+        clash = 0
+        for t in range(r.num_tasks):
+            if (chosen >> t) & 1:
+                devices += ints[r.task_devices + t]
+                clash |= ints[r.task_clash + t]
+        if chosen == 0 or devices > r.num_devices or (clash & chosen) != 0:
+            continue
+        covered = False
+        for j in range(found):
+            if ints[r.fitting + j] & chosen == chosen:
+                covered = True
+                break
+        if not covered:
+            ints[r.fitting + found] = chosen
+            found += 1
+    return found
+
+
+@inlined
+def _solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats) -> None:
+    """Maximise Σ weight × seconds with no fitting set above 1: the simplex method.
+
+    The tableau holds nonbasic columns only. Any tableau on the way is a feasible answer, so
+    the method may stop early.
+    """
+    columns = r.num_tasks
+    width = columns + 1
+    tableau = r.tableau
+    for i in range(rows):
+        chosen = ints[r.fitting + i]
+        for t in range(columns):
+            reals[tableau + i * width + t] = np.float64((chosen >> t) & 1)
+        reals[tableau + i * width + columns] = 1.0
+        ints[r.row_label + i] = columns + i
+    objective = tableau + rows * width
+    for t in range(columns):
+        reals[objective + t] = -reals[r.task_seconds + t]
+        ints[r.column_label + t] = t
+    reals[objective + columns] = 0.0
+    for _ in range(6 * columns + 10):
+        pivot_column = 0
+        for t in range(1, columns):
+            if reals[objective + t] < reals[objective + pivot_column]:
+                pivot_column = t
+        scale = abs(reals[objective + columns]) + 1e-300
+        if reals[objective + pivot_column] >= -1e-12 * scale:
+            break
+        pivot_row = -1
+        least = np.inf
+        for i in range(rows):
+            entry = reals[tableau + i * width + pivot_column]
+            if entry > 1e-9:
+                ratio = reals[tableau + i * width + columns] / entry
+                if ratio < least:
+                    least = ratio
+                    pivot_row = i
+        if pivot_row < 0:
+            break
+        _pivot(reals, tableau, rows, width, pivot_row, pivot_column)
+        label = ints[r.row_label + pivot_row]
+        ints[r.row_label + pivot_row] = ints[r.column_label + pivot_column]
+        ints[r.column_label + pivot_column] = label
+    for t in range(columns):
+        weights[t] = 0.0
+    for i in range(rows):
+        if ints[r.row_label + i] < columns:
+            value = reals[tableau + i * width + columns]
+            weights[ints[r.row_label + i]] = max(0.0, value)
+
+
+@inlined
+def _pivot(reals: Floats, tableau: int, rows: int, width: int, row: int, column: int) -> None:
+    """Exchange a basic and a nonbasic variable."""
+    at = tableau + row * width
+    inverse = 1.0 / reals[at + column]
+    for j in range(width):
+        reals[at + j] *= inverse
+    for i in range(rows + 1):
+        if i != row:
+            line = tableau + i * width
+            factor = reals[line + column]
+            if factor != 0.0:
+                for j in range(width):
+                    reals[line + j] -= factor * reals[at + j]
+                reals[line + column] = -factor * inverse
+    reals[at + column] = inverse
+
+
+@inlined
+def _weigh(r: Relaxation, ints: Ints, reals: Floats, fitting: int, weights: Floats) -> float:
+    """Scale the weights until no fitting set is above 1; their bound."""
+    heaviest = 1.0
+    for i in range(fitting):
+        chosen = ints[r.fitting + i]
+        weight = 0.0
+        for t in range(r.num_tasks):
+            weight += weights[t] * np.float64((chosen >> t) & 1)
+        heaviest = max(heaviest, weight)
+    bound = 0.0
+    for t in range(r.num_tasks):
+        # A task of no seconds was left out of the sets: its weight must not count later on.
+        weights[t] = weights[t] / heaviest if reals[r.task_seconds + t] > 0.0 else 0.0
+        bound += weights[t] * reals[r.task_seconds + t]
+    return bound
+
+
+@inlined
+def _unrolled_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> float:
+    """The bound without windows: paths and area behind the end of the first iteration."""
+    least = np.inf
+    for x in range(r.num_ends):
+        area = 0.0
+        for c in range(r.num_calls):
+            area += ints[r.behind + x * r.num_calls + c] * reals[r.area + choice[c]]
+        here = max(area / r.num_devices, _path_behind(r, ints, reals, choice, ints[r.ends + x]))
+        least = min(least, here)
+    return least / np.float64(r.iterations - 1)
+
+
+@inlined
+def _path_behind(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, end: int) -> float:
+    """The longest path from the end of a call's first run to the end of any call."""
+    longest = 0.0
+    for i in range(r.iterations):
+        for k in range(r.num_calls):
+            c = ints[r.order + k]
+            at = r.distance + i * r.num_calls
+            begin = -1.0
+            for j in range(ints[r.before_start + c], ints[r.before_start + c + 1]):
+                begin = max(begin, reals[at + ints[r.before + j]])
+            if i > 0:
+                begin = max(begin, reals[at - r.num_calls + c])
+            t = ints[r.train + c]
+            if t >= 0 and t != c and i >= r.lag:
+                version = reals[at - r.lag * r.num_calls + t]
+                if version >= 0.0:
+                    begin = max(begin, version + _move_seconds(r, ints, reals, choice, c))
+            distance = begin + reals[r.seconds + choice[c]] if begin >= 0.0 else -1.0
+            if i == 0:
+                distance = 0.0 if c == end else -1.0
+            reals[at + c] = distance
+            longest = max(longest, distance)
+    return longest

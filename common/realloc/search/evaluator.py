@@ -1,0 +1,341 @@
+"""The simulator of `realloc.cost.simulator`, compiled: the same number, a thousand times faster.
+
+A plan is an int64 array of option indices, one per call. Devices need no table: start =
+max(ready, latest end of earlier work on any device of the work), and the latest end on a
+device range is the latest end among the slots that share a device with it. A node of the
+event list is ``iteration << slot_shift | slot`` with iterations from 0, so nodes compare as
+(iteration, position) does.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realloc.search.compilation import compiled, inlined
+from realloc.search.space import Space
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MARGIN = 1e-9
+"""Relative slack by which a bound must exceed a threshold before it prunes: bounds add in
+another order than the simulator, so they are exact only up to rounding."""
+
+
+@compiled
+def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> float:
+    """Seconds per iteration of a plan, exactly.
+
+    Returns:
+        The seconds; infinity where the plan does not fit the memory; or, where the exact
+        seconds are known to be at least `cutoff`, any number that is at least `cutoff`.
+    """
+    _overlaps(s, ints, reals, plan)
+    bound = _load_bound(s, ints, reals, plan)
+    if bound == np.inf or bound > cutoff * (1.0 + MARGIN):
+        return bound
+    _gates(s, ints, reals, plan)
+    bound = _path_bound(s, ints, reals)
+    if bound > cutoff * (1.0 + MARGIN):
+        return bound
+    _conflicts(s, ints, reals)
+    return _run(s, ints, reals, cutoff)
+
+
+@compiled
+def evaluate_fully(s: Space, ints: Ints, reals: Floats, plan: Ints) -> float:
+    """Seconds per iteration of a plan, whether it fits the memory or not."""
+    _overlaps(s, ints, reals, plan)
+    _gates(s, ints, reals, plan)
+    _conflicts(s, ints, reals)
+    return _run(s, ints, reals, np.inf)
+
+
+@compiled
+def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, plan: Ints) -> int:
+    """The largest peak over the devices.
+
+    The calls on a device are all on the first device of the one that starts last, so the
+    first devices of the calls suffice.
+    """
+    _keep_shared_layouts(s, ints, reals, plan)
+    peak = 0
+    for c in range(s.num_calls):
+        device = ints[s.first + plan[c]]
+        resident = 0
+        active = 0
+        for d in range(s.num_calls):
+            o = plan[d]
+            if ints[s.first + o] <= device < ints[s.last + o]:
+                resident += ints[s.kept + d]
+                active = max(active, ints[s.active + o])
+        peak = max(peak, resident + active)
+    return peak
+
+
+@compiled
+def evaluate_many(s: Space, ints: Ints, reals: Floats, plans: Ints, seconds: Floats) -> None:
+    """Exact seconds of each row of `plans`, infinity where it does not fit."""
+    for i in range(len(plans)):
+        seconds[i] = evaluate(s, ints, reals, plans[i], np.inf)
+
+
+@inlined
+def _overlaps(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
+    """Which calls share a device with which; every call does with itself."""
+    for c in range(s.num_calls):
+        ints[s.overlap + c] = 1 << c
+    for c in range(1, s.num_calls):
+        first = ints[s.first + plan[c]]
+        last = ints[s.last + plan[c]]
+        mask = ints[s.overlap + c]
+        for d in range(c):
+            shared = np.int64((ints[s.first + plan[d]] < last) & (first < ints[s.last + plan[d]]))
+            mask |= shared << d
+            ints[s.overlap + d] |= shared << c
+        ints[s.overlap + c] = mask
+
+
+@inlined
+def _keep_shared_layouts(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
+    """Count the resident bytes of a shared (model, layout) at the call with the most."""
+    for c in range(s.num_calls):
+        kept = ints[s.resident + plan[c]]
+        layout = ints[s.layout + plan[c]]
+        if layout >= 0:
+            for d in range(s.num_calls):
+                if (
+                    d != c
+                    and ints[s.model + d] == ints[s.model + c]
+                    and ints[s.layout + plan[d]] == layout
+                ):
+                    other = ints[s.resident + plan[d]]
+                    if other > kept or (other == kept and d < c):
+                        kept = 0
+                        break
+        ints[s.kept + c] = kept
+
+
+@inlined
+def _load_bound(s: Space, ints: Ints, reals: Floats, plan: Ints) -> float:
+    """Infinity where a device's memory overflows, else the busiest device's seconds.
+
+    All work of a window is done one after the other on a device, so the seconds bound the
+    plan's; they are 0 where the graph has no windows.
+    """
+    _keep_shared_layouts(s, ints, reals, plan)
+    windows = s.num_window > 0
+    busiest = 0.0
+    for c in range(s.num_calls):
+        device = ints[s.first + plan[c]]
+        resident = 0
+        active = 0
+        busy = 0.0
+        mask = ints[s.overlap + c]
+        for d in range(s.num_calls):
+            o = plan[d]
+            if (mask >> d) & 1 and ints[s.first + o] <= device:
+                resident += ints[s.kept + d]
+                active = max(active, ints[s.active + o])
+                busy += reals[s.seconds + o]
+        if resident + active > s.device_memory_bytes:
+            return np.inf
+        busiest = max(busiest, busy)
+    return busiest if windows else 0.0
+
+
+@inlined
+def _gates(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
+    """Seconds of the slots, and the reallocation that each call waits for."""
+    for c in range(s.num_calls):
+        o = plan[c]
+        reals[s.slot_seconds + ints[s.call_slot + c]] = reals[s.seconds + o]
+        ints[s.gate + c] = -1
+        slot = ints[s.move_slot + c]
+        if slot < 0:
+            continue
+        reals[s.slot_seconds + slot] = 0.0
+        source = ints[s.layout + plan[ints[s.train + c]]]
+        target = ints[s.layout + o]
+        if source < 0 or target < 0 or source == target:
+            continue
+        gate = slot
+        for d in range(c):
+            if (
+                ints[s.gate + d] >= 0
+                and ints[s.model + d] == ints[s.model + c]
+                and ints[s.layout + plan[d]] == target
+            ):
+                gate = ints[s.gate + d]
+                break
+        ints[s.gate + c] = gate
+        if gate == slot:
+            m = ints[s.model + c]
+            at = ints[s.realloc_start + m] + source * ints[s.realloc_size + m] + target
+            reals[s.slot_seconds + slot] = reals[s.realloc + at]
+
+
+@inlined
+def _path_bound(s: Space, ints: Ints, reals: Floats) -> float:
+    """The longest path through a window, 0 where the graph has none."""
+    longest = 0.0
+    for i in range(s.num_window):
+        c = ints[s.window_order + i]
+        begin = 0.0
+        for j in range(ints[s.window_before_start + c], ints[s.window_before_start + c + 1]):
+            b = ints[s.window_before + j]
+            end = reals[s.path + b]
+            if ints[s.gate + c] >= 0 and b == ints[s.train + c]:
+                end += reals[s.slot_seconds + ints[s.gate + c]]
+            begin = max(begin, end)
+        reals[s.path + c] = begin + reals[s.slot_seconds + ints[s.call_slot + c]]
+        longest = max(longest, reals[s.path + c])
+    return longest
+
+
+@inlined
+def _conflicts(s: Space, ints: Ints, reals: Floats) -> None:
+    """Which slots share a device with which, from which calls do."""
+    for slot in range(s.num_slots):
+        c = ints[s.slot_call + slot]
+        ints[s.slot_calls + slot] = 1 << c
+        ints[s.slot_mask + slot] = ints[s.overlap + c]
+        if slot != ints[s.call_slot + c]:
+            if ints[s.gate + c] != slot:
+                ints[s.slot_calls + slot] = 0
+                ints[s.slot_mask + slot] = 0
+            else:
+                ints[s.slot_calls + slot] |= 1 << ints[s.train + c]
+                ints[s.slot_mask + slot] |= ints[s.overlap + ints[s.train + c]]
+    for slot in range(s.num_slots):
+        mask = ints[s.slot_mask + slot]
+        conflict = 0
+        for other in range(s.num_slots):
+            conflict |= np.int64((mask & ints[s.slot_calls + other]) != 0) << other
+        ints[s.conflict + slot] = conflict
+
+
+@inlined
+def _fill_nodes(s: Space, ints: Ints, reals: Floats) -> int:
+    """What every node waits for; the nodes that wait for nothing are queued.
+
+    Returns:
+        How many nodes are queued.
+    """
+    padded = 1 << s.slot_shift
+    never = 1 << 40
+    queued = 0
+    for i in range(s.iterations * padded):
+        reals[s.ready + i] = 0.0
+    for c in range(s.num_calls):
+        slot = ints[s.call_slot + c]
+        move = ints[s.move_slot + c]
+        lag = 1 + s.staleness
+        if ints[s.train + c] == c:
+            lag = 1
+        for i in range(s.iterations):
+            count = ints[s.num_before + c]
+            node = i * padded + slot
+            if ints[s.train + c] >= 0 and (i >= lag or ints[s.gate + c] >= 0):
+                count += 1
+            ints[s.missing + node] = count
+            if count == 0:
+                ints[s.queue + queued] = node
+                queued += 1
+            if move >= 0:
+                ints[s.missing + i * padded + move] = (
+                    never if i > 0 and i < lag else np.int64(i > 0)
+                )
+                if i == 0 and ints[s.gate + c] == move:
+                    ints[s.queue + queued] = move
+                    queued += 1
+    return queued
+
+
+@inlined
+def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
+    """The event list; see `evaluate` for the cutoff."""
+    shift = s.slot_shift
+    padded = 1 << shift
+    num_nodes = s.iterations * padded
+    divisor = np.float64(s.iterations - 1)
+    lag = (1 + s.staleness) * padded
+    queued = _fill_nodes(s, ints, reals)
+    for i in range(padded):
+        reals[s.claimed + i] = 0.0
+    first_end = 0.0
+    first_left = s.num_calls
+    last_end = 0.0
+    while queued > 0:
+        best = 0
+        node = ints[s.queue + 0]
+        ready = reals[s.ready + node]
+        for i in range(1, queued):
+            other = ints[s.queue + i]
+            time = reals[s.ready + other]
+            if time < ready or (time == ready and other < node):
+                best = i
+                node = other
+                ready = time
+        queued -= 1
+        ints[s.queue + best] = ints[s.queue + queued]
+        slot = node & (padded - 1)
+        base = node - slot
+        end = max(ready, reals[s.claimed + slot]) + reals[s.slot_seconds + slot]
+        mask = ints[s.conflict + slot]
+        for block in range(s.claimed, s.claimed + padded, 8):
+            for i in range(8):
+                # 0 or the end: no branch, so that eight slots are one instruction.
+                claim = end * ((mask >> i) & 1)
+                reals[block + i] = max(reals[block + i], claim)
+            mask >>= 8
+        c = ints[s.slot_call + slot]
+        if slot != ints[s.call_slot + c]:
+            users = ints[s.train + c]
+            for j in range(ints[s.mate_start + users], ints[s.mate_start + users + 1]):
+                d = ints[s.mate + j]
+                if ints[s.gate + d] == slot:
+                    # Version 0 serves iterations 1 to 1 + staleness.
+                    upto = lag if base == 0 else padded
+                    for step in range(0, upto, padded):
+                        queued = _release(
+                            s,
+                            ints,
+                            reals,
+                            base + step + ints[s.call_slot + d],
+                            end,
+                            queued,
+                            num_nodes,
+                        )
+            continue
+        if base == 0:
+            first_end = max(first_end, end)
+            first_left -= 1
+        last_end = max(last_end, end)
+        if first_left == 0 and (last_end - first_end) / divisor >= cutoff:
+            return (last_end - first_end) / divisor
+        for j in range(ints[s.after_start + c], ints[s.after_start + c + 1]):
+            queued = _release(
+                s, ints, reals, base + ints[s.call_slot + ints[s.after + j]], end, queued, num_nodes
+            )
+        if ints[s.train + c] == c:
+            queued = _release(s, ints, reals, node + padded, end, queued, num_nodes)
+            for j in range(ints[s.mate_start + c], ints[s.mate_start + c + 1]):
+                d = ints[s.mate + j]
+                target = ints[s.call_slot + d] if ints[s.gate + d] < 0 else ints[s.move_slot + d]
+                if ints[s.gate + d] < 0 or ints[s.gate + d] == target:
+                    queued = _release(s, ints, reals, base + lag + target, end, queued, num_nodes)
+    return (last_end - first_end) / divisor
+
+
+@inlined
+def _release(
+    s: Space, ints: Ints, reals: Floats, node: int, end: float, queued: int, num_nodes: int
+) -> int:
+    """Tell a node that one thing it waits for ended; queue it where that was the last."""
+    if node < num_nodes:
+        reals[s.ready + node] = max(reals[s.ready + node], end)
+        ints[s.missing + node] -= 1
+        if ints[s.missing + node] == 0:
+            ints[s.queue + queued] = node
+            queued += 1
+    return queued

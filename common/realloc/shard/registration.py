@@ -1,0 +1,38 @@
+"""How a service makes itself known: one registration for all of them."""
+
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from realloc.config import ServiceConfig
+from realloc.coordination.membership import Member, Registration
+from realloc.coordination.store import Store
+
+
+def registration(
+    store: Store, config: ServiceConfig, *, device: int | None = None, node: int | None = None
+) -> Callable[[str], AbstractAsyncContextManager[Any]]:
+    """What `realloc.rpc.server.App.registration` wants: a member while the context is open.
+
+    Args:
+        device: global id of the device that the process owns.
+        node: index of the node that holds the device.
+    """
+
+    @asynccontextmanager
+    async def registered(address: str) -> AsyncIterator[None]:
+        member = Member(
+            kind=config.service,
+            name=config.instance,
+            address=address,
+            incarnation=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            device=device,
+            node=node,
+        )
+        async with Registration(store, member):
+            yield
+
+    return registered

@@ -1,0 +1,1 @@
+"""How a cluster is brought up: on one machine, on Kubernetes, on Slurm."""

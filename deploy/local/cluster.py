@@ -1,0 +1,173 @@
+"""A whole cluster on this machine: etcd, the five services, one shard of each kind per device."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.local.etcd_binary import find_etcd
+from deploy.local.etcd_server import EtcdMember
+from deploy.local.supervisor import Program, Supervised
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.members import Members
+from realloc.coordination.membership import Member
+
+READY_SECONDS = 120.0
+ENDPOINTS_FILE = "endpoints.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """What the local cluster looks like."""
+
+    run_dir: Path
+    """Gets data, logs, traces and the endpoints file."""
+    num_devices: int = 2
+    """Devices; each hosts a trainer shard and a generation replica."""
+    device_memory_bytes: int = 4 << 30
+    """Memory that plans may use per device."""
+    reward_roots: tuple[str, ...] = (".",)
+    """Folders that reward functions may lie in."""
+    etcd: Path | None = None
+    """The etcd binary; looked for where it is None."""
+
+
+class LocalCluster:
+    """Starts in stages, later ones once etcd answers; stops in the reverse order."""
+
+    def __init__(self, settings: LocalSettings, report: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._report = report
+        self._running: list[list[Supervised]] = []
+        self.endpoints: dict[str, str] = {}
+        """Address of each process by name; filled when all are ready."""
+
+    async def start(self) -> None:
+        """Start everything and wait until every process is registered.
+
+        Raises:
+            Unavailable: not all were ready in time; the message says who is missing.
+        """
+        for folder in ("logs", "traces", "etcd"):
+            (self._settings.run_dir / folder).mkdir(parents=True, exist_ok=True)
+        (self._settings.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+        member = EtcdMember.on_free_ports("local", self._settings.run_dir / "etcd")
+        binary = self._settings.etcd or find_etcd()
+        self._report(f"starting etcd on {member.endpoint}")
+        await self._start_stage([self._etcd(member, binary)])
+        while not await asyncio.to_thread(member.answers):
+            await asyncio.sleep(0.05)
+        self._report("starting services")
+        for stage in self._service_stages(member.endpoint):
+            await self._start_stage(stage)
+        await self._wait_ready(member.endpoint)
+
+    async def stop(self) -> None:
+        """Stop all, the last stage first."""
+        (self._settings.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+        for stage in reversed(self._running):
+            await asyncio.gather(*(each.stop() for each in stage))
+        self._running.clear()
+
+    def pids(self) -> Mapping[str, int]:
+        """Process id of everything that runs, by name."""
+        return {
+            each.program.name: each.pid
+            for stage in self._running
+            for each in stage
+            if each.pid is not None
+        }
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _start_stage(self, programs: Sequence[Program]) -> None:
+        stage = [Supervised(program, self._report) for program in programs]
+        self._running.append(stage)
+        await asyncio.gather(*(each.start() for each in stage))
+
+    async def _wait_ready(self, etcd: str) -> None:
+        counts = {
+            "scheduler": 1,
+            "plan_search": 1,
+            "param_store": 1,
+            "trainer": self._settings.num_devices,
+            "generation": self._settings.num_devices,
+        }
+        async with EtcdStore((etcd,)) as store, Members(store) as members:
+            ready: tuple[Member, ...] = await members.wait_for(
+                counts, timeout_seconds=READY_SECONDS
+            )
+        self.endpoints = {"etcd": etcd, **{member.name: member.address for member in ready}}
+        path = self._settings.run_dir / ENDPOINTS_FILE
+        path.write_text(json.dumps(self.endpoints, indent=2) + "\n")
+
+    def _etcd(self, member: EtcdMember, binary: Path) -> Program:
+        return Program(
+            name="etcd",
+            command=member.command(binary),
+            log=self._log("etcd"),
+            environment={"ETCD_UNSUPPORTED_ARCH": "arm64"},
+        )
+
+    def _service_stages(self, etcd: str) -> list[list[Program]]:
+        settings = self._settings
+        roots = ",".join(settings.reward_roots)
+        devices = range(settings.num_devices)
+        return [
+            [self._service("plan_search", etcd), self._service("param_store", etcd)],
+            [self._service("trainer", etcd, device=str(each)) for each in devices]
+            + [
+                self._service("generation", etcd, device=str(each), reward_roots=roots)
+                for each in devices
+            ],
+            [
+                self._service(
+                    "scheduler",
+                    etcd,
+                    devices_per_node=str(settings.num_devices),
+                    device_memory_bytes=str(settings.device_memory_bytes),
+                    reward_roots=roots,
+                )
+            ],
+        ]
+
+    def _service(self, kind: str, etcd: str, **fields: str) -> Program:
+        name = f"{kind}-{fields['device']}" if "device" in fields else kind
+        options = {
+            "etcd_endpoints": etcd,
+            "trace_dir": str(self._settings.run_dir / "traces"),
+            **fields,
+        }
+        return Program(
+            name=name,
+            command=[
+                sys.executable,
+                "-m",
+                f"services.{kind}",
+                *(f"--{key}={value}" for key, value in options.items()),
+            ],
+            log=self._log(name),
+            # One thread per process: more of them spin on each other's cores.
+            environment={"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+
+    def _log(self, name: str) -> Path:
+        return self._settings.run_dir / "logs" / f"{name}.log"

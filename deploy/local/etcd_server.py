@@ -1,0 +1,178 @@
+"""etcd on loopback: a member's command line, and a process that can be killed and restarted."""
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.local.etcd_binary import EtcdNotFound
+
+READY_SECONDS = 20.0
+STOP_SECONDS = 10.0
+"""Longest waits for a start and for an orderly stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdMember:
+    """Where one member of a local etcd listens and keeps its data."""
+
+    name: str
+    client_port: int
+    peer_port: int
+    data: Path
+
+    @staticmethod
+    def on_free_ports(name: str, data: Path) -> "EtcdMember":
+        """A member on two ports of loopback that nobody listens on now."""
+        loopback = ("127.0.0.1", 0)
+        with socket.create_server(loopback) as one, socket.create_server(loopback) as other:
+            client_port, peer_port = one.getsockname()[1], other.getsockname()[1]
+        return EtcdMember(name=name, client_port=client_port, peer_port=peer_port, data=data)
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients."""
+        return f"127.0.0.1:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where the other members reach it."""
+        return f"http://127.0.0.1:{self.peer_port}"
+
+    def command(self, binary: Path, *others: "EtcdMember") -> list[str]:
+        """The command line of this member of a cluster with ``others``.
+
+        On one machine an election need not take longer than 200 ms.
+        """
+        options = {
+            "name": self.name,
+            "data-dir": str(self.data),
+            "listen-client-urls": f"http://{self.endpoint}",
+            "advertise-client-urls": f"http://{self.endpoint}",
+            "listen-peer-urls": self.peer_url,
+            "initial-advertise-peer-urls": self.peer_url,
+            "initial-cluster": ",".join(f"{m.name}={m.peer_url}" for m in (self, *others)),
+            "heartbeat-interval": "20",
+            "election-timeout": "200",
+            "logger": "zap",
+            "log-outputs": "stderr",
+        }
+        return [str(binary), *(f"--{name}={value}" for name, value in options.items())]
+
+    def environment(self) -> Mapping[str, str]:
+        """The process's environment: without ``ETCD_*``, which would override the options."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        if platform.machine() == "aarch64":
+            kept["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # etcd 3.4 runs there, but wants to be told
+        return kept
+
+    def answers(self) -> bool:
+        """True where something accepts connections on the client's port."""
+        try:
+            socket.create_connection(("127.0.0.1", self.client_port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+
+class EtcdServer:
+    """A running member; ``with`` starts it and stops it."""
+
+    def __init__(self, binary: Path, folder: Path, *, name: str = "local") -> None:
+        """``folder``: gets the data and the log, by the member's name."""
+        self.member = EtcdMember.on_free_ports(name, folder / f"{name}-data")
+        self.others: tuple[EtcdMember, ...] = ()
+        self._binary = binary
+        self._log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def cluster(binary: Path, folder: Path, size: int) -> "list[EtcdServer]":
+        """Servers that know each other and are not started; `launch` all, then `wait_ready`."""
+        servers = [EtcdServer(binary, folder, name=f"etcd-{i}") for i in range(size)]
+        for server in servers:
+            server.others = tuple(each.member for each in servers if each is not server)
+        return servers
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients, the same after a restart."""
+        return self.member.endpoint
+
+    def start(self) -> None:
+        """Start on the same ports and data as before, and wait until it listens.
+
+        Raises:
+            EtcdNotFound: it ended or did not listen in time; the message names its log.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start the process only."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.member.command(self._binary, *self.others),
+                env=self.member.environment(),
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until it listens, see `start`."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not self.member.answers():
+            ended = self._process is None or self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self.kill()
+                raise EtcdNotFound(f"etcd did not start; see {self._log}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it with SIGTERM, and with SIGKILL where that takes too long."""
+        self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """Let it hang with its connections open, as a partition does."""
+        if self._process:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self.resume()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()

@@ -1,0 +1,107 @@
+"""Keeps processes running: starts them stage by stage, restarts what ends, stops in reverse.
+
+No process outlives the supervisor, even when it is killed (PR_SET_PDEATHSIG), and Ctrl-C
+reaches the supervisor alone: it decides the order of the end.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_STOP_SECONDS = 15.0
+_FIRST_BACKOFF = 0.5
+_LONGEST_BACKOFF = 10.0
+_STEADY_SECONDS = 30.0
+"""A process that ran so long may be restarted without backing off."""
+_PR_SET_PDEATHSIG = 1
+
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A process to keep running."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """On top of the supervisor's own."""
+
+
+class Supervised:
+    """One program, restarted with a growing pause whenever it ends."""
+
+    def __init__(self, program: Program, report: Callable[[str], None]) -> None:
+        self.program = program
+        self._report = report
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None while it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start it; returns when the process exists."""
+        self._task = asyncio.create_task(self._keep(), name=self.program.name)
+        await self._started.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL where that takes too long."""
+        self._stopping = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                self._report(f"{self.program.name} did not stop in {_STOP_SECONDS:.0f} s: killed")
+                self._process.kill()
+                await self._process.wait()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        backoff = _FIRST_BACKOFF
+        while not self._stopping:
+            began = time.monotonic()
+            status = await self._run_once()
+            if self._stopping:
+                return
+            if time.monotonic() - began > _STEADY_SECONDS:
+                backoff = _FIRST_BACKOFF
+            self._report(
+                f"{self.program.name} ended with status {status}; starting it again in "
+                f"{backoff:.1f} s (log: {self.program.log})"
+            )
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _run_once(self) -> int:
+        with self.program.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.program.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.program.environment},
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        self._started.set()
+        return await self._process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the supervisor is gone, however it went."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,58 @@
+"""A generation replica's part in reallocations: new weights arrive here."""
+
+from collections.abc import Sequence
+
+from realloc.core.errors import Conflict, InvalidInput
+from realloc.shard.transfer_service import PreparedTransfer
+from realloc.transfer.executor import TransferReport
+from services.generation.rollout_worker import RolloutWorker
+
+_SWITCH_SECONDS = 60.0
+"""Deadline of a commit or an abort: copies within the device."""
+
+
+class GenerationTransfers:
+    """Receives into shadow parameters, between two steps of the engine."""
+
+    def __init__(self, worker: RolloutWorker) -> None:
+        self._worker = worker
+        self.weight_version = -1
+        """Version that the engine serves; -1 before the first commit of a job."""
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Transfers meet at a source, never here."""
+        raise Conflict("a generation replica does not host transfers; ask a trainer")
+
+    async def check(self, prepared: PreparedTransfer) -> None:
+        """Refuse programs that do not fit the engine.
+
+        Raises:
+            InvalidInput: a wrong number of programs, or a parameter that no rank has.
+        """
+        shapes = await self._worker.parameter_shapes(timeout_seconds=_SWITCH_SECONDS)
+        if len(prepared.programs) != len(shapes):
+            raise InvalidInput.at(
+                "programs",
+                f"has {len(prepared.programs)} programs and this replica {len(shapes)} ranks",
+            )
+        for index, (program, held) in enumerate(zip(prepared.programs, shapes, strict=True)):
+            missing = [name for name in program.destination_tensors if name not in held]
+            if missing:
+                raise InvalidInput.at(
+                    f"programs[{index}].destination_tensors", f"there is no {missing[0]} here"
+                )
+
+    async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
+        """Receive; rollouts wait meanwhile."""
+        return await self._worker.stage_weights(
+            prepared.session, prepared.programs, timeout_seconds=prepared.session.timeout_seconds
+        )
+
+    async def commit(self, prepared: PreparedTransfer, weight_version: int) -> None:
+        """Make the new weights live and drop what was cached with the old ones."""
+        await self._worker.commit_weights(weight_version, timeout_seconds=_SWITCH_SECONDS)
+        self.weight_version = weight_version
+
+    async def abort(self, prepared: PreparedTransfer) -> None:
+        """Drop the shadow."""
+        await self._worker.abort_weights(timeout_seconds=_SWITCH_SECONDS)

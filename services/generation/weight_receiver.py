@@ -1,0 +1,60 @@
+"""New weights of one vLLM rank: staged beside the live parameters, then committed or dropped."""
+
+from collections.abc import Mapping
+
+import torch
+
+from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.transfer.endpoint import TransferEndpoint
+from realloc.transfer.executor import TransferReport
+from realloc.transfer.shadow import ShadowParameters
+
+
+class WeightReceiver:
+    """The destination end of reallocations for one rank's parameters."""
+
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], *, transfer_host: str, name: str
+    ) -> None:
+        """Serve these parameters.
+
+        Args:
+            parameters: live, by vLLM name; the engine computes with them.
+            transfer_host: address of this machine that the other endpoints can connect to.
+            name: name of this rank, for errors.
+        """
+        self._parameters = dict(parameters)
+        self._shadow = ShadowParameters(self._parameters)
+        self._endpoint = TransferEndpoint(transfer_host, name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Local shape of each parameter by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self._parameters.items()}
+
+    def stage(self, session: TransferSession, program: TransferProgram) -> TransferReport:
+        """Receive what the program says; the live parameters are only read.
+
+        Raises:
+            Conflict: weights are staged already.
+            NotFound: the program writes a parameter that is not here.
+            Unavailable: a peer is gone or late; nothing is staged.
+        """
+        destination = self._shadow.stage(program)
+        try:
+            return self._endpoint.run(session, program, {}, destination)
+        except BaseException:
+            self._shadow.abort()
+            raise
+
+    def commit(self) -> None:
+        """Copy what was staged into the live parameters."""
+        self._shadow.commit()
+
+    def abort(self) -> None:
+        """Forget what was staged."""
+        self._shadow.abort()
+
+    def close(self) -> None:
+        """Leave all transfer groups; give the memory back."""
+        self._shadow.release()
+        self._endpoint.close()

@@ -1,0 +1,25 @@
+"""Constructs and connects plan-search."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from realloc.api.plan_search.v1 import plan_search_pb2, plan_search_pb2_grpc
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.rpc.server import App
+from realloc.shard.registration import registration
+from services.plan_search.config import PlanSearchConfig
+from services.plan_search.servicer import PlanSearchServicer
+
+
+@asynccontextmanager
+async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
+    """The service; closed after the drain."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        servicer = PlanSearchServicer(config.max_search_seconds)
+        name = plan_search_pb2.DESCRIPTOR.services_by_name["PlanSearchService"].full_name
+        yield App(
+            servicers=((plan_search_pb2_grpc.add_PlanSearchServiceServicer_to_server, servicer),),
+            service_names=(name,),
+            registration=registration(store, config),
+        )

@@ -1,0 +1,167 @@
+"""Checks an experiment before any time is spent: values, files, reward function, pins."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from realloc.core.data_file import DataFile, checked_folder
+from realloc.core.errors import InvalidInput, Problem, raise_problems
+from realloc.core.experiment import Experiment, ModelSettings
+from realloc.core.mesh import Cluster
+from realloc.core.model import Head, ModelArchitecture, check_known_family
+from realloc.core.reward_function import check_reward_function
+from realloc.dataflow.catalog import ALGORITHMS, build_graph
+from realloc.dataflow.graph import DataflowGraph
+from realloc.reallocation.families import KNOWN_FAMILIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedModel:
+    """A model of the graph with its configuration read."""
+
+    model_id: str
+    settings: ModelSettings
+    hf_config: str
+    architecture: ModelArchitecture
+    trains: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Admission:
+    """An experiment that passed: its graph, its models, its data."""
+
+    experiment: Experiment
+    graph: DataflowGraph
+    models: tuple[AdmittedModel, ...]
+    data: DataFile
+    evaluation: DataFile | None
+
+    @property
+    def actor(self) -> AdmittedModel:
+        return next(model for model in self.models if model.model_id == "actor")
+
+
+def admit(experiment: Experiment, cluster: Cluster, *, reward_roots: Sequence[Path]) -> Admission:
+    """Check everything that can be checked without a device.
+
+    Args:
+        reward_roots: folders that reward functions may lie in.
+
+    Raises:
+        InvalidInput: all problems, each with the path of its field.
+    """
+    problems = _Problems(list(experiment.problems()))
+    if experiment.algorithm not in ALGORITHMS:
+        with problems.under(""):
+            build_graph(experiment)
+        raise_problems(problems.found)
+    graph = build_graph(experiment)
+    models = []
+    for model in graph.models:
+        with problems.under(""):
+            models.append(_admit_model(experiment, model.model_id, model.head, model.trains))
+    problems.found += _pin_problems(experiment, graph, cluster)
+    required = ("prompt", "completion") if experiment.algorithm == "sft" else ("prompt",)
+    data = problems.collect(
+        "data.path", lambda: DataFile.scan(experiment.data.path, required=required)
+    )
+    evaluation = None
+    if experiment.evaluation is not None:
+        path = experiment.evaluation.path
+        evaluation = problems.collect("evaluation.path", lambda: DataFile.scan(path))
+    needs_reward = experiment.evaluation is not None or (
+        experiment.algorithm == "ppo" and experiment.reward_model is None
+    )
+    if needs_reward:
+        with problems.under(""):
+            check_reward_function(experiment.reward.function, reward_roots)
+    raise_problems(dict.fromkeys(problems.found))
+    assert data is not None
+    return Admission(
+        experiment=experiment,
+        graph=graph,
+        models=tuple(models),
+        data=data,
+        evaluation=evaluation,
+    )
+
+
+class _Problems:
+    """Problems found so far; each check adds its own and lets the next one run."""
+
+    def __init__(self, found: list[Problem]) -> None:
+        self.found = found
+
+    @contextmanager
+    def under(self, path: str) -> Iterator[None]:
+        """Collect what a check raises, its paths below `path`."""
+        try:
+            yield
+        except InvalidInput as error:
+            for problem in error.problems:
+                where = ": ".join(part for part in (path, problem.path) if part)
+                self.found.append(replace(problem, path=where))
+
+    def collect(self, path: str, check: Callable[[], DataFile]) -> DataFile | None:
+        """The result of a check, or None with its problems collected."""
+        with self.under(path):
+            return check()
+        return None
+
+
+def _admit_model(experiment: Experiment, model_id: str, head: Head, trains: bool) -> AdmittedModel:
+    field, settings = _model_settings(experiment, model_id)
+    folder = checked_folder(
+        settings.checkpoint, f"{field}.checkpoint", weights=not settings.random_weights
+    )
+    text = (folder / "config.json").read_text()
+    try:
+        config: Mapping[str, Any] = json.loads(text)
+        architecture = ModelArchitecture.from_hf_config(config, head)
+        check_known_family(architecture, frozenset(KNOWN_FAMILIES))
+    except ValueError as error:
+        raise InvalidInput.at(f"{field}.checkpoint", f"{folder}/config.json: {error}") from error
+    except InvalidInput as error:
+        raise InvalidInput(
+            *(
+                Problem(f"{field}.checkpoint", f"{folder}/config.json: {problem}")
+                for problem in error.problems
+            )
+        ) from error
+    return AdmittedModel(
+        model_id=model_id,
+        settings=settings,
+        hf_config=text,
+        architecture=architecture.with_head(head),
+        trains=trains,
+    )
+
+
+def _model_settings(experiment: Experiment, model_id: str) -> tuple[str, ModelSettings]:
+    """Where a model of the graph is configured; critic and ref begin as the actor."""
+    field = "reward_model" if model_id == "reward" else model_id
+    settings: ModelSettings | None = getattr(experiment, field)
+    return (field, settings) if settings is not None else ("actor", experiment.actor)
+
+
+def _pin_problems(
+    experiment: Experiment, graph: DataflowGraph, cluster: Cluster
+) -> Iterator[Problem]:
+    names = [call.name for call in graph.placed_calls()]
+    for index, pin in enumerate(experiment.pins):
+        if pin.call not in names:
+            yield Problem(f"pins[{index}].call", f"{pin.call!r} is none of {', '.join(names)}")
+        last = pin.mesh.first_device + pin.mesh.num_devices - 1
+        if last >= cluster.num_devices:
+            yield Problem(
+                f"pins[{index}].mesh",
+                f"names device {last} and the cluster has {cluster.num_devices}, counted from 0",
+            )
+        elif pin.mesh not in cluster.meshes():
+            yield Problem(
+                f"pins[{index}].mesh",
+                f"{pin.mesh} is neither an aligned power of two within a node nor whole nodes",
+            )

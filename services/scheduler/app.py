@@ -1,0 +1,92 @@
+"""Constructs and connects the scheduler."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from realloc.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from realloc.coordination.election import Election
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.leadership import Leadership
+from realloc.coordination.members import Members
+from realloc.coordination.store import Store
+from realloc.core.errors import ReallocError
+from realloc.core.mesh import Cluster
+from realloc.rpc.channel import connect
+from realloc.rpc.server import App
+from realloc.shard.registration import registration
+from services.scheduler.config import SchedulerConfig
+from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
+from services.scheduler.job_store import JobStore
+from services.scheduler.servicer import SchedulerServicer
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def build(config: SchedulerConfig) -> AsyncIterator[App]:
+    """The service; when it ends, the jobs that it runs end first."""
+    settings = DispatcherSettings(
+        cluster=Cluster(
+            num_nodes=config.num_nodes,
+            devices_per_node=config.devices_per_node,
+            device_kind=config.device_kind,
+            device_memory_bytes=config.device_memory_bytes,
+        ),
+        reward_roots=tuple(Path(root) for root in config.reward_roots),
+        search_seconds=config.search_seconds,
+        member_timeout_seconds=config.member_timeout_seconds,
+    )
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        members = await stack.enter_async_context(Members(store))
+        led = asyncio.create_task(_lead(store, members, settings, config.instance))
+        servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
+
+        async def draining() -> None:
+            led.cancel()
+            await asyncio.wait([led])
+            servicer.close()
+
+        name = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
+        yield App(
+            servicers=((scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer),),
+            service_names=(name,),
+            registration=registration(store, config),
+            draining=draining,
+        )
+
+
+async def _lead(
+    store: Store, members: Members, settings: DispatcherSettings, instance: str
+) -> None:
+    """Dispatch whenever this process is the leader."""
+    election = Election(store, "scheduler")
+    while True:
+        leadership = await election.campaign(instance.encode())
+        log.info("leading")
+        with contextlib.suppress(ReallocError):
+            async with leadership:
+                await _dispatch(leadership, members, settings)
+
+
+async def _dispatch(leadership: Leadership, members: Members, settings: DispatcherSettings) -> None:
+    """Dispatch until the leadership is lost; then every job of this process stops."""
+    dispatcher = Dispatcher(
+        jobs=JobStore(leadership.store), members=members, connect=connect, settings=settings
+    )
+    work = asyncio.create_task(dispatcher.run())
+    lost = asyncio.create_task(leadership.lost.wait())
+    try:
+        await asyncio.wait([work, lost], return_when=asyncio.FIRST_COMPLETED)
+        log.info("leadership ended", lost=leadership.lost.is_set())
+        if work.done():
+            work.result()
+    finally:
+        lost.cancel()
+        work.cancel()
+        await asyncio.gather(work, lost, return_exceptions=True)

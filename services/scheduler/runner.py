@@ -1,0 +1,365 @@
+"""The life of one job on its shards: start, iterate, evaluate, save, and always let go."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from realloc.api.generation.v1 import generation_pb2
+from realloc.api.param_store.v1 import param_store_pb2
+from realloc.api.shard.v1 import shard_pb2
+from realloc.api.trainer.v1 import trainer_pb2
+from realloc.api.types.v1 import types_pb2
+from realloc.core.experiment import Experiment
+from realloc.core.job import Evaluation, IterationReport, ReallocationReport
+from realloc.core.kl_controller import initial_kl_controller
+from realloc.core.layout import Layout, LayoutKind
+from realloc.core.plan import CallPlacement, ExecutionPlan
+from realloc.dataflow.graph import CallKind, DataflowGraph
+from realloc.telemetry.names import Span
+from realloc.telemetry.spans import span
+from realloc.wire.convert import to_proto
+from services.scheduler.admission import Admission, AdmittedModel
+from services.scheduler.function_calls import FunctionCalls, Progress
+from services.scheduler.iteration import IterationRunner, Spans
+from services.scheduler.shards import JobShards, TrainerShard, replica_devices
+from services.scheduler.together import together
+
+_END_SECONDS = 10.0
+"""Deadline for letting go of a shard; one that is stuck ends itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvents:
+    """Whom a running job tells."""
+
+    reported: Callable[[IterationReport], Awaitable[None]]
+    evaluated: Callable[[Evaluation], Awaitable[None]]
+    progress: Progress
+
+
+def trainer_devices(graph: DataflowGraph, plan: ExecutionPlan) -> tuple[int, ...]:
+    """Devices whose trainers the job needs, ascending."""
+    return tuple(
+        sorted(
+            {
+                device
+                for call in graph.placed_calls()
+                if call.kind is not CallKind.GENERATE
+                for device in plan.placement(call.name).mesh.devices
+            }
+        )
+    )
+
+
+def generation_devices(graph: DataflowGraph, plan: ExecutionPlan) -> tuple[int, ...]:
+    """First device of each generation replica that the job needs, ascending."""
+    devices: set[int] = set()
+    for call in graph.placed_calls():
+        if call.kind is CallKind.GENERATE:
+            placement = plan.placement(call.name)
+            devices |= set(replica_devices(placement.mesh, placement.strategy))
+    return tuple(sorted(devices))
+
+
+def model_placement(graph: DataflowGraph, plan: ExecutionPlan, model_id: str) -> CallPlacement:
+    """The one placement of a model's calls on trainers."""
+    return next(
+        plan.placement(call.name)
+        for call in graph.placed_calls()
+        if call.model == model_id and call.kind is not CallKind.GENERATE
+    )
+
+
+class ParamStoreReallocator:
+    """Asks param-store for the generation layout of a model."""
+
+    def __init__(
+        self, job_id: str, experiment: Experiment, shards: JobShards, placement: CallPlacement
+    ) -> None:
+        self._job_id = job_id
+        self._experiment = experiment
+        self._shards = shards
+        self._layout = Layout(
+            kind=LayoutKind.VLLM,
+            strategy=placement.strategy,
+            devices=tuple(placement.mesh.devices),
+        )
+        self._versions: dict[str, int] = {}
+        self.trainer_devices: dict[str, tuple[int, ...]] = {}
+
+    async def bring(self, model_id: str, weight_version: int) -> ReallocationReport | None:
+        """Reallocate where the layout does not have this version yet."""
+        if self._versions.get(model_id) == weight_version:
+            return None
+        tensor = self._layout.strategy.tensor
+        owners = [
+            self._layout.devices[rank // tensor * tensor]
+            for rank in range(len(self._layout.devices))
+        ]
+        trainers = [self._shards.trainers[device] for device in self.trainer_devices[model_id]]
+        request = param_store_pb2.ReallocateRequest(
+            request_id=f"{self._job_id}/{model_id}/{weight_version}",
+            job_id=self._job_id,
+            model_id=model_id,
+            target=to_proto(self._layout, types_pb2.Layout),
+            shards=[self._shards.generators[device].member.name for device in owners],
+            weight_version=weight_version,
+            sequences={shard.member.name: shard.next_sequence() for shard in trainers},
+            timeout_seconds=self._experiment.call_timeout_seconds,
+        )
+        response = await self._shards.param_store.Reallocate(
+            request, timeout=self._experiment.call_timeout_seconds
+        )
+        self._versions[model_id] = weight_version
+        moved = response.reallocation
+        return ReallocationReport(
+            model_id=model_id,
+            weight_version=moved.weight_version,
+            bytes=moved.bytes,
+            seconds=moved.seconds,
+            digest_ok=moved.digest_ok,
+        )
+
+
+class JobRunner:
+    """Runs one admitted job with one plan on its shards."""
+
+    def __init__(
+        self,
+        *,
+        job_id: str,
+        admission: Admission,
+        plan: ExecutionPlan,
+        shards: JobShards,
+        events: JobEvents,
+        spans: Spans,
+    ) -> None:
+        self._job_id = job_id
+        self._admission = admission
+        self._experiment = admission.experiment
+        self._graph = admission.graph
+        self._plan = plan
+        self._shards = shards
+        self._events = events
+        self._spans = spans
+        self._timeout = self._experiment.call_timeout_seconds
+        self._reallocator = self._make_reallocator()
+        self._iterations = IterationRunner(
+            experiment=self._experiment,
+            graph=self._graph,
+            plan=plan,
+            data=admission.data,
+            calls=FunctionCalls(job_id, self._experiment, shards),
+            reallocator=self._reallocator,
+            spans=spans,
+            progress=events.progress,
+            kl_controller=initial_kl_controller(self._experiment.ppo),
+        )
+
+    async def start(self) -> None:
+        """Bring up engines and models on every shard of the job."""
+        self._events.progress("starting engines")
+        await together([*self._start_trainers(), *self._start_generators()])
+        for model in self._admission.models:
+            self._events.progress(f"building {model.model_id}")
+            await self._create_model(model)
+        await self._register_models()
+
+    async def run(self) -> str:
+        """All iterations; the folder of the final checkpoint, or an empty string."""
+        await self._evaluate(0)
+        for iteration in range(1, self._experiment.iterations + 1):
+            report = await self._iterations.run(iteration)
+            await self._events.reported(report)
+            await self._release_batches(before_iteration=iteration + 1)
+            every = self._experiment.evaluation.every if self._experiment.evaluation else 0
+            if iteration == self._experiment.iterations or (every and iteration % every == 0):
+                await self._evaluate(iteration)
+        return await self._save_checkpoint()
+
+    async def end(self) -> None:
+        """Let go of every shard; a shard that does not answer is left to itself."""
+        await asyncio.gather(
+            *(
+                shard.trainer.EndJob(
+                    trainer_pb2.EndJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+                )
+                for shard in self._shards.trainers.values()
+            ),
+            *(
+                shard.generation.EndJob(
+                    generation_pb2.EndJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+                )
+                for shard in self._shards.generators.values()
+            ),
+            self._shards.param_store.ReleaseJob(
+                param_store_pb2.ReleaseJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+            ),
+            return_exceptions=True,
+        )
+
+    def _make_reallocator(self) -> ParamStoreReallocator | None:
+        generating = [call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE]
+        if not generating:
+            return None
+        reallocator = ParamStoreReallocator(
+            self._job_id,
+            self._experiment,
+            self._shards,
+            self._plan.placement(generating[0].name),
+        )
+        model_id = generating[0].model
+        mesh = model_placement(self._graph, self._plan, model_id).mesh
+        reallocator.trainer_devices[model_id] = tuple(mesh.devices)
+        return reallocator
+
+    def _start_trainers(self) -> list[Awaitable[Any]]:
+        return [self._start_trainer_world()]
+
+    async def _start_trainer_world(self) -> None:
+        shards = list(self._shards.trainers.values())
+        meeting = await shards[0].transfer.GetRendezvous(
+            shard_pb2.GetRendezvousRequest(), timeout=self._timeout
+        )
+        await together(
+            shard.trainer.StartJob(
+                trainer_pb2.StartJobRequest(
+                    job_id=self._job_id,
+                    rank=rank,
+                    devices=list(self._shards.trainers),
+                    store_host=meeting.host,
+                    store_port=meeting.port,
+                    timeout_seconds=self._timeout,
+                ),
+                timeout=self._timeout,
+            )
+            for rank, shard in enumerate(shards)
+        )
+
+    def _start_generators(self) -> list[Awaitable[Any]]:
+        actor = self._admission.actor
+        if not self._shards.generators:
+            return []
+        call = next(call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE)
+        request = generation_pb2.StartJobRequest(
+            job_id=self._job_id,
+            hf_config=actor.hf_config,
+            tokenizer=actor.settings.checkpoint,
+            tensor_parallel=self._plan.placement(call.name).strategy.tensor,
+            max_model_len=actor.architecture.max_position_embeddings,
+            dtype=self._experiment.dtype,
+            seed=self._experiment.seed,
+            reward=to_proto(self._experiment.reward, types_pb2.RewardSettings),
+        )
+        return [
+            shard.generation.StartJob(request, timeout=self._timeout)
+            for shard in self._shards.generators.values()
+        ]
+
+    async def _create_model(self, model: AdmittedModel) -> None:
+        """Build a model on its mesh; every trainer takes part in making its groups."""
+        placement = model_placement(self._graph, self._plan, model.model_id)
+        layout = Layout(
+            kind=LayoutKind.MEGATRON,
+            strategy=placement.strategy,
+            devices=tuple(placement.mesh.devices),
+        )
+        settings = model.settings
+
+        def request(shard: TrainerShard) -> trainer_pb2.CreateModelRequest:
+            message = trainer_pb2.CreateModelRequest(
+                job_id=self._job_id,
+                sequence=shard.next_sequence(),
+                model_id=model.model_id,
+                hf_config=model.hf_config,
+                head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
+                layout=to_proto(layout, types_pb2.Layout),
+                checkpoint="" if settings.random_weights else settings.checkpoint,
+                seed=self._experiment.seed,
+                tokenizer=settings.checkpoint,
+            )
+            if model.trains:
+                message.optimizer.CopyFrom(
+                    to_proto(settings.optimizer, types_pb2.OptimizerSettings)
+                )
+            return message
+
+        requests = [(shard, request(shard)) for shard in self._shards.trainers.values()]
+        await together(
+            shard.trainer.CreateModel(message, timeout=self._timeout) for shard, message in requests
+        )
+
+    async def _register_models(self) -> None:
+        for model in self._admission.models:
+            placement = model_placement(self._graph, self._plan, model.model_id)
+            layout = Layout(
+                kind=LayoutKind.MEGATRON,
+                strategy=placement.strategy,
+                devices=tuple(placement.mesh.devices),
+            )
+            names = [self._shards.trainers[device].member.name for device in placement.mesh.devices]
+            message = param_store_pb2.Model(
+                job_id=self._job_id,
+                model_id=model.model_id,
+                hf_config=model.hf_config,
+                head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
+                layouts=[
+                    param_store_pb2.PlacedLayout(
+                        layout=to_proto(layout, types_pb2.Layout), shards=names, weight_version=0
+                    )
+                ],
+            )
+            await self._shards.param_store.RegisterModel(
+                param_store_pb2.RegisterModelRequest(model=message), timeout=self._timeout
+            )
+
+    async def _evaluate(self, iteration: int) -> None:
+        data = self._admission.evaluation
+        if data is None:
+            return
+        self._events.progress("evaluating")
+        with span(Span.EVALUATION):
+            outcome = await self._iterations.evaluate(data)
+        await self._events.evaluated(
+            Evaluation(
+                iteration=iteration,
+                reward=outcome.metrics["reward"],
+                num_prompts=data.num_rows,
+                weight_version=self._iterations.weight_versions["actor"],
+            )
+        )
+
+    async def _release_batches(self, *, before_iteration: int) -> None:
+        request = shard_pb2.ReleaseBatchesRequest(
+            job_id=self._job_id, before_iteration=before_iteration
+        )
+        everyone: list[Any] = [*self._shards.trainers.values(), *self._shards.generators.values()]
+        await together(
+            shard.batches.ReleaseBatches(request, timeout=_END_SECONDS) for shard in everyone
+        )
+
+    async def _save_checkpoint(self) -> str:
+        folder = self._experiment.output
+        if not folder:
+            return ""
+        self._events.progress("saving the checkpoint")
+        requests = [
+            (
+                shard,
+                trainer_pb2.SaveCheckpointRequest(
+                    job_id=self._job_id,
+                    sequence=shard.next_sequence(),
+                    model_id="actor",
+                    folder=str(Path(folder).absolute()),
+                ),
+            )
+            for shard in self._shards.trainers.values()
+        ]
+        with span(Span.CHECKPOINT):
+            await together(
+                shard.trainer.SaveCheckpoint(message, timeout=self._timeout)
+                for shard, message in requests
+            )
+        return str(Path(folder).absolute())

@@ -1,0 +1,83 @@
+"""Constructs and connects a trainer shard."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
+from realloc.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.rpc.server import App
+from realloc.shard.batch_reader import BatchReader
+from realloc.shard.batch_service import BatchServicer
+from realloc.shard.batches import BatchStore
+from realloc.shard.ordered_calls import OrderedCalls
+from realloc.shard.registration import registration
+from realloc.shard.transfer_service import TransferServicer
+from realloc.transfer.endpoint import TransferEndpoint
+from services.trainer.config import TrainerConfig
+from services.trainer.megatron_engine import MegatronEngine
+from services.trainer.servicer import TrainerServicer
+from services.trainer.transfers import TrainerTransfers
+
+log = structlog.get_logger(__name__)
+
+_EXIT_STATUS = 75
+"""EX_TEMPFAIL: the supervisor starts the process anew."""
+
+_READ_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def build(config: TrainerConfig) -> AsyncIterator[App]:
+    """The service; the engine's thread ends with it."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        engine = MegatronEngine()
+        calls = OrderedCalls("megatron")
+        stack.callback(calls.close)
+        batches = BatchStore(capacity_bytes=config.batch_bytes)
+        reader = BatchReader(batches, timeout_seconds=_READ_SECONDS)
+        stack.callback(reader.close)
+        endpoint = TransferEndpoint(
+            config.advertise_host or config.host,
+            config.instance,
+            staging_bytes=config.staging_bytes,
+        )
+        stack.callback(endpoint.close)
+        transfers = TransferServicer(TrainerTransfers(engine, endpoint, calls))
+        servicer = TrainerServicer(
+            engine=engine,
+            calls=calls,
+            batches=batches,
+            reader=reader,
+            transfers=transfers,
+            abandon=_exit,
+        )
+
+        async def started(address: str) -> None:
+            batches.address = address
+
+        shard = shard_pb2.DESCRIPTOR.services_by_name
+        yield App(
+            servicers=(
+                (trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer),
+                (shard_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(batches)),
+                (shard_pb2_grpc.add_TransferServiceServicer_to_server, transfers),
+            ),
+            service_names=(
+                trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
+                shard["BatchService"].full_name,
+                shard["TransferService"].full_name,
+            ),
+            started=started,
+            registration=registration(store, config, device=config.device, node=config.node),
+        )
+
+
+def _exit(reason: str) -> None:
+    """Leave at once: a broken process group cannot be mended, a new process can."""
+    log.error("ending this process", reason=reason)
+    os._exit(_EXIT_STATUS)

@@ -1,0 +1,247 @@
+"""TrainerService: parse, wait for the turn, call the engine, answer."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+
+from realloc.api.trainer.v1 import trainer_pb2 as pb
+from realloc.api.trainer.v1 import trainer_pb2_grpc
+from realloc.api.types.v1 import types_pb2
+from realloc.core.batch import Batch, BatchReference, RaggedArray
+from realloc.core.errors import Conflict, InvalidInput, ReallocError
+from realloc.core.layout import Layout
+from realloc.core.model import Head, ModelArchitecture
+from realloc.core.settings import OptimizerSettings
+from realloc.shard.batch_reader import BatchReader, FieldGroup
+from realloc.shard.batches import BatchStore
+from realloc.shard.data_source import DataSource
+from realloc.shard.ordered_calls import OrderedCalls
+from realloc.shard.tokenizer import Tokenizer
+from realloc.shard.transfer_service import TransferServicer
+from realloc.telemetry.names import Attribute, Span
+from realloc.telemetry.spans import Attributes, current_traceparent, span
+from realloc.wire.convert import from_proto, to_proto
+from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
+
+log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
+
+_IDLE_SECONDS = 5.0
+"""A call that runs so long after its job ended is stuck in a collective."""
+
+
+class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+    """Serves one job at a time."""
+
+    def __init__(
+        self,
+        *,
+        engine: TrainerEngine,
+        calls: OrderedCalls,
+        batches: BatchStore,
+        reader: BatchReader,
+        transfers: TransferServicer,
+        abandon: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            abandon: ends the process where its engine is beyond repair; takes the reason.
+        """
+        self._engine = engine
+        self._calls = calls
+        self._batches = batches
+        self._reader = reader
+        self._transfers = transfers
+        self._abandon = abandon
+        self._world: JobWorld | None = None
+        self._data: DataSource | None = None
+        self._tokenizers: dict[str, str] = {}
+        self._data_lock = asyncio.Lock()
+        self._changing = asyncio.Lock()
+
+    async def StartJob(self, request: pb.StartJobRequest, context: Any) -> pb.StartJobResponse:
+        world = from_proto(request, JobWorld)
+        async with self._changing:
+            if self._world is not None:
+                await self._end(self._world.job_id)
+            self._calls.begin_job()
+            self._world = world
+            await self._calls.run(
+                lambda: self._engine.start_job(world), sequence=0, timeout=world.timeout_seconds
+            )
+        return pb.StartJobResponse()
+
+    async def CreateModel(
+        self, request: pb.CreateModelRequest, context: Any
+    ) -> pb.CreateModelResponse:
+        self._job(request.job_id)
+        spec = await self._or_skip(request.sequence, lambda: _model_spec(request))
+        if self._data is None:
+            self._data = await self._or_skip(
+                request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
+            )
+        self._tokenizers[request.model_id] = request.tokenizer
+        await self._run(request.sequence, lambda: self._engine.create_model(spec))
+        return pb.CreateModelResponse()
+
+    async def RunInference(
+        self, request: pb.RunInferenceRequest, context: Any
+    ) -> pb.RunInferenceResponse:
+        self._job(request.job_id)
+        settings = from_proto(request.settings, CallSettings, "settings")
+        batch = await self._input(request.sequence, request.input)
+        started = time.monotonic()
+        scored = await self._run(
+            request.sequence,
+            _ranked(request, lambda: self._engine.infer(request.model_id, settings, batch)),
+        )
+        response = pb.RunInferenceResponse(
+            seconds=time.monotonic() - started, num_tokens=_num_tokens(batch)
+        )
+        if scored is not None:
+            reference = self._keep(request, scored, batch)
+            response.output.CopyFrom(to_proto(reference, types_pb2.BatchReference))
+        return response
+
+    async def RunTraining(
+        self, request: pb.RunTrainingRequest, context: Any
+    ) -> pb.RunTrainingResponse:
+        self._job(request.job_id)
+        settings = from_proto(request.settings, CallSettings, "settings")
+        batches = [await self._input(request.sequence, each) for each in request.mini_batches]
+        started = time.monotonic()
+        result = await self._run(
+            request.sequence,
+            _ranked(request, lambda: self._engine.train(request.model_id, settings, batches)),
+        )
+        return pb.RunTrainingResponse(
+            metrics=result.metrics,
+            weight_version=result.weight_version,
+            seconds=time.monotonic() - started,
+            num_tokens=sum(map(_num_tokens, batches)),
+        )
+
+    async def SaveCheckpoint(
+        self, request: pb.SaveCheckpointRequest, context: Any
+    ) -> pb.SaveCheckpointResponse:
+        self._job(request.job_id)
+        started = time.monotonic()
+        tokenizer = self._tokenizers.get(request.model_id, "")
+        await self._run(
+            request.sequence,
+            lambda: self._engine.save_checkpoint(request.model_id, request.folder, tokenizer),
+        )
+        return pb.SaveCheckpointResponse(seconds=time.monotonic() - started)
+
+    async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
+        async with self._changing:
+            if self._world is not None and self._world.job_id == request.job_id:
+                await self._end(request.job_id)
+        return pb.EndJobResponse()
+
+    async def _end(self, job_id: str) -> None:
+        """Free everything of a job; a call that never returns costs the process its life."""
+        self._calls.begin_job()
+        self._transfers.release(job_id)
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                await self._calls.run(self._engine.end_job, sequence=0, timeout=_IDLE_SECONDS)
+        except TimeoutError:
+            self._abandon(f"job {job_id} ended and a call of it is still stuck in a collective")
+        except Exception as error:
+            self._abandon(f"job {job_id} could not be ended: {error}")
+        self._batches.release(job_id)
+        self._world = self._data = None
+
+    async def _run(self, sequence: int, work: Callable[[], Result]) -> Result:
+        timeout = self._world.timeout_seconds if self._world else 0.0
+        return await self._calls.run(work, sequence=sequence, timeout=timeout)
+
+    async def _or_skip(self, sequence: int, read: Callable[[], Result]) -> Result:
+        """What a call needs before its turn; where that fails, its turn passes unused."""
+        try:
+            return await asyncio.to_thread(read)
+        except ReallocError:
+            await self._run(sequence, lambda: None)
+            raise
+
+    async def _input(self, sequence: int, given: pb.CallInput) -> Batch:
+        if given.HasField("data"):
+            data = self._data
+            if data is None:
+                raise Conflict("no model has named a tokenizer for rows of a data file yet")
+            async with self._data_lock:
+                return await self._or_skip(
+                    sequence, lambda: data.supervised(given.data.path, given.data.rows)
+                )
+        groups = [
+            FieldGroup(
+                fields=tuple(group.fields),
+                references=tuple(
+                    from_proto(reference, BatchReference) for reference in group.references
+                ),
+            )
+            for group in given.groups
+        ]
+        return await self._or_skip(sequence, lambda: self._reader.read(groups))
+
+    def _keep(self, request: pb.RunInferenceRequest, scored: Batch, batch: Batch) -> BatchReference:
+        """Store results under the name that the graph gives them."""
+        (field,) = scored.fields.values()
+        kept = Batch(fields={request.output_field: field})
+        return self._batches.put(
+            job_id=request.job_id, iteration=request.iteration, call=request.call, batch=kept
+        )
+
+    def _job(self, job_id: str) -> None:
+        if self._world is None or self._world.job_id != job_id:
+            raise Conflict(f"this shard does not work for job {job_id!r}; start it first")
+
+
+def _ranked(
+    request: pb.RunInferenceRequest | pb.RunTrainingRequest, work: Callable[[], Result]
+) -> Callable[[], Result]:
+    """The work under a span of its own, once the engine's thread gets to it."""
+    parent = current_traceparent()
+    attributes: Attributes = {
+        Attribute.CALL: request.call,
+        Attribute.MODEL_ID: request.model_id,
+        Attribute.ITERATION: request.iteration,
+        Attribute.CALL_SEQUENCE: request.sequence,
+    }
+
+    def spanned() -> Result:
+        with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
+            return work()
+
+    return spanned
+
+
+def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
+    head = Head[types_pb2.Head.Name(request.head).removeprefix("HEAD_")]
+    try:
+        config = json.loads(request.hf_config)
+    except ValueError as error:
+        raise InvalidInput.at("hf_config", f"is not JSON: {error}") from error
+    optimizer = None
+    if request.HasField("optimizer"):
+        optimizer = from_proto(request.optimizer, OptimizerSettings, "optimizer")
+    return ModelSpec(
+        model_id=request.model_id,
+        architecture=ModelArchitecture.from_hf_config(config, head).with_head(head),
+        layout=from_proto(request.layout, Layout, "layout"),
+        checkpoint=request.checkpoint,
+        seed=request.seed,
+        optimizer=optimizer,
+        initializer_range=float(config.get("initializer_range", 0.02)),
+        recompute=request.recompute,
+    )
+
+
+def _num_tokens(batch: Batch) -> int:
+    tokens: RaggedArray | None = batch.fields.get("tokens")
+    return int(tokens.lengths.sum()) if tokens is not None else 0
