@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Communicator, Pending
+from realloc.transfer.communicator import Communicator, Memory, Pending
 from tests.support.communicators import NUM_ENDPOINTS, World, make_world
 
-BACKENDS = ("local", "gloo")
+BACKENDS = ("local", "gloo", "shared_memory", "composite")
 SIZES = (1, 8, 4096, 300_001)
 TIMEOUT = 20.0
 
@@ -91,6 +91,27 @@ def reuse_a_buffer(communicator: Communicator) -> list[int]:
             communicator.receive(buffer, peer=0, round=value).wait(TIMEOUT)
             assert int(buffer.min()) == int(buffer.max())
             found.append(int(buffer[0]))
+    return found
+
+
+def lend(communicator: Communicator) -> bool:
+    """Endpoint 0 sends to 1 from its own buffers; 1 reads them there, where it can."""
+    found = True
+    for number in range(10):
+        if communicator.endpoint == 0:
+            buffer = communicator.allocate(5000)
+            buffer.copy_(content(0, 1, number, 5000))
+            communicator.send(buffer[1000:], peer=1, round=number).wait(TIMEOUT)
+        if communicator.endpoint == 1 and communicator.memory(0) is Memory.LENT:
+            borrowed = communicator.borrow(4000, peer=0, round=number)
+            borrowed.wait(TIMEOUT)
+            assert borrowed.message is not None
+            found &= torch.equal(borrowed.message, content(0, 1, number, 5000)[1000:])
+            borrowed.release()
+        elif communicator.endpoint == 1:
+            plain = torch.zeros(4000, dtype=torch.uint8)
+            communicator.receive(plain, peer=0, round=number).wait(TIMEOUT)
+            found &= torch.equal(plain, content(0, 1, number, 5000)[1000:])
     return found
 
 
@@ -175,6 +196,11 @@ def test_a_slice_of_typed_memory_is_sent_and_received_in_place(world: World) -> 
 def test_a_buffer_is_free_after_its_wait(world: World) -> None:
     """Overwriting a buffer after its wait never changes what was sent before."""
     assert world.run(reuse_a_buffer)[2] == list(range(20))
+
+
+def test_own_buffers_are_sent_and_read_in_place(world: World) -> None:
+    """Parts of buffers of `allocate` arrive, borrowed where memory is lent."""
+    assert all(world.run(lend))
 
 
 def test_as_many_operations_as_promised_are_in_flight(world: World) -> None:

@@ -2,14 +2,15 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from realloc.transfer.communicator import Communicator
+from realloc.transfer.connecting import connect_cpu, device_place
 from realloc.transfer.gloo import GlooCommunicator
 from realloc.transfer.local import LocalWorld
 from realloc.transfer.rendezvous import TransferStore, connect_store
+from realloc.transfer.shared_memory import connect_shared_memory
 from tests.support.rank_processes import RankProcesses
 
 NUM_ENDPOINTS = 3
@@ -101,6 +102,24 @@ def connect(backend: str, store_port: int, group_id: str, endpoint: int) -> Comm
             host=HOST,
             timeout_seconds=20.0,
         )
+    if backend == "shared_memory":
+        return connect_shared_memory(
+            store=store,
+            group_id=group_id,
+            endpoint=endpoint,
+            num_endpoints=NUM_ENDPOINTS,
+            timeout_seconds=20.0,
+        )
+    if backend == "composite":  # 0 and 1 share memory, 2 is elsewhere
+        return connect_cpu(
+            store=store,
+            group_id=group_id,
+            endpoint=endpoint,
+            num_endpoints=NUM_ENDPOINTS,
+            host=HOST,
+            place="" if endpoint == 2 else device_place(0),
+            timeout_seconds=20.0,
+        )
     raise NotImplementedError(backend)
 
 
@@ -109,8 +128,3 @@ def run_and_close(scenario: Scenario, communicator: Communicator) -> Any:
         return scenario(communicator)
     finally:
         communicator.close()
-
-
-def elapsed(began: float) -> float:
-    """Seconds since `began`."""
-    return time.monotonic() - began

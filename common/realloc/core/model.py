@@ -88,7 +88,8 @@ class ModelArchitecture:
             rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
             rope_scaling=scaling,
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            # Gemma's configuration class ties unless told otherwise.
+            tied_embeddings=bool(config.get("tie_word_embeddings", family.startswith("gemma"))),
             qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
             qk_norm=family.startswith(("qwen3", "gemma3")),
             num_experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),

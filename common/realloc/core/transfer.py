@@ -8,7 +8,7 @@ not objects: a large plan has millions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ class Blocks:
     @property
     def num_elements(self) -> int:
         return int((self.rows * self.cols).sum())
+
+    def take(self, which: slice) -> "Blocks":
+        """Some of the blocks."""
+        return Blocks(**{of.name: getattr(self, of.name)[which] for of in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -160,6 +160,14 @@ _NORMS = (
     _norm("input_layernorm.weight", "input_layernorm.weight"),
     _norm("post_attention_layernorm.weight", "pre_mlp_layernorm.weight"),
 )
+_SANDWICH_NORMS = (
+    _norm("input_layernorm.weight", "input_layernorm.weight"),
+    _norm("post_attention_layernorm.weight", "self_attention.linear_proj.post_layernorm.weight"),
+    _norm("pre_feedforward_layernorm.weight", "pre_mlp_layernorm.weight"),
+    _norm("post_feedforward_layernorm.weight", "mlp.linear_fc2.post_layernorm.weight"),
+)
+"""Gemma's norms before and after each half of a layer. Megatron-core has no such layer: the
+names are those that Megatron Bridge's Gemma spec gives them."""
 _FC1 = ("mlp.linear_fc1.weight", "mlp.gate_up_proj.weight")
 _MLP = (
     TensorRule("mlp.gate_proj.weight", "ffn", "hidden", Part.GATE, *_FC1),
@@ -179,6 +187,8 @@ _TABLES: dict[str, tuple[TensorRule, ...]] = {
     "mistral": (*_NORMS, *_ATTENTION, *_MLP),
     "qwen2": (*_NORMS, *_ATTENTION, *_MLP),
     "qwen3": (*_NORMS, *_ATTENTION, _OUTPUT_BIAS, *_HEAD_NORMS, *_MLP),
+    "gemma2": (*_SANDWICH_NORMS, *_ATTENTION, *_MLP),
+    "gemma3_text": (*_SANDWICH_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP),
     "mixtral": (*_NORMS, *_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
     "qwen3_moe": (
         *_NORMS,

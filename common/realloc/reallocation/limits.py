@@ -1,15 +1,26 @@
 """How much of a transfer may be in flight at once."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from realloc.core.errors import InvalidInput, Problem, raise_problems
+
+
+class Buffers(Enum):
+    """Whether a process's source and destination parameters may share memory."""
+
+    SEPARATE = "separate"
+    """Received bytes overwrite nothing that is still to be sent."""
+    SHARED = "shared"
+    """They may overlap anyhow: every source parameter is packed, for oneself as well, before
+    anything is unpacked. All of a process's bytes must fit its staging."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferLimits:
     """Bounds that the schedule of a plan keeps, for every endpoint and round.
 
-    Messages to oneself count for nothing: they need no staging.
+    Messages to oneself count for nothing where buffers are separate: they need no staging.
     """
 
     staging_bytes: int = 64 << 20
@@ -19,6 +30,7 @@ class TransferLimits:
     max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""
+    buffers: Buffers = Buffers.SEPARATE
 
     def __post_init__(self) -> None:
         raise_problems(

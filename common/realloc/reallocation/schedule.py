@@ -16,7 +16,7 @@ import numpy as np
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import Int64
-from realloc.reallocation.limits import TransferLimits
+from realloc.reallocation.limits import Buffers, TransferLimits
 from realloc.reallocation.lines import Lines
 from realloc.reallocation.routing import Routes
 
@@ -65,17 +65,21 @@ def make_schedule(
     flow_begin = np.concatenate([[0], np.cumsum(direct.num_elements)])
     sender, receiver = direct.sender[change], direct.receiver[change]
     window = _windows(routes, pair_flow, sender, receiver, num_endpoints, limits)
+    shared = limits.buffers is Buffers.SHARED
+    busiest = _busiest(routes, pair_flow, window, num_endpoints, with_own=shared)
     capacity = limits.staging_bytes // element_bytes
     row = int(lines.atoms.cols.max(initial=1))
-    load, degree = _busiest(routes, pair_flow, window, num_endpoints)
-    whole_rows = degree * row <= capacity // 2
-    slack = degree * (row if whole_rows else 1)
+    whole_rows = busiest.streams * row <= capacity // 2
+    slack = busiest.streams * (row if whole_rows else 1)
+    if shared:
+        _check_one_round(busiest, window, element_bytes, limits)
+        slack = 0
     if slack >= capacity:
         raise InvalidInput.at(
             "limits.staging_bytes",
             f"is {limits.staging_bytes}; raise it to {2 * slack * element_bytes}",
         )
-    shares = max(1, -(-load // (capacity - slack)))
+    shares = max(1, -(-busiest.elements // (capacity - slack)))
     rounds = shares + (FORWARD_DELAY if len(routes.forwards) else 0)
     return Schedule(
         pair_sender=sender,
@@ -94,31 +98,47 @@ def _pair_of_flow(pair_flow: Int64) -> Int64:
     return np.repeat(np.arange(len(pair_flow) - 1), np.diff(pair_flow))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Busiest:
+    """The most that one process sends, or receives, in a window."""
+
+    elements: int
+    streams: int
+
+
 def _busiest(
-    routes: Routes, pair_flow: Int64, window: Int64, num_endpoints: int
-) -> tuple[int, int]:
-    """Most elements that a process sends or receives in a window, and most streams it has."""
+    routes: Routes, pair_flow: Int64, window: Int64, num_endpoints: int, *, with_own: bool
+) -> _Busiest:
     pair = _pair_of_flow(pair_flow)
-    load, degree = 0, 0
-    for flow_side in ("sender", "receiver"):
+    elements, streams = 0, 0
+    for end in ("sender", "receiver"):
         slots, sizes, peers = [], [], []
-        for flows, of_pair in (
-            (routes.direct, pair),
-            (routes.forwards, pair[routes.parent]),
-        ):
-            away = flows.sender != flows.receiver
-            ends = getattr(flows, flow_side)[away]
-            slots.append(window[of_pair[away]] * num_endpoints + ends)
+        for flows, of_pair in ((routes.direct, pair), (routes.forwards, pair[routes.parent])):
+            away = (flows.sender != flows.receiver) | with_own
+            slots.append(window[of_pair[away]] * num_endpoints + getattr(flows, end)[away])
             sizes.append(flows.num_elements[away])
             # A stream and what is passed on of it are cut at the same places.
             peers.append(of_pair[away] * num_endpoints + flows.receiver[away])
         slot, size, peer = map(np.concatenate, (slots, sizes, peers))
-        if not len(slot):
-            continue
-        load = max(load, int(np.bincount(slot, weights=size).max()))
-        streams = np.unique(slot * (int(peer.max()) + 1) + peer) // (int(peer.max()) + 1)
-        degree = max(degree, int(np.bincount(streams).max()))
-    return load, degree
+        if len(slot):
+            elements = max(elements, int(np.bincount(slot, weights=size).max()))
+            distinct = np.unique(slot * (int(peer.max()) + 1) + peer) // (int(peer.max()) + 1)
+            streams = max(streams, int(np.bincount(distinct).max()))
+    return _Busiest(elements=elements, streams=streams)
+
+
+def _check_one_round(
+    busiest: _Busiest, window: Int64, element_bytes: int, limits: TransferLimits
+) -> None:
+    """Shared buffers need all source parameters packed in the first round."""
+    needed = busiest.elements * element_bytes
+    if needed > limits.staging_bytes or window.any():
+        raise InvalidInput.at(
+            "limits.buffers",
+            f"are shared, so a process must stage {needed} bytes at once, and staging_bytes is "
+            f"{limits.staging_bytes}, max_operations {limits.max_operations}; raise them or use "
+            "separate buffers",
+        )
 
 
 def _windows(

@@ -4,8 +4,8 @@ Invariants that every backend keeps, and that `tests/contract/test_communicator.
 
 - Operations of a pair match in the order in which they were started, sends of one side with
   receives of the other; a matching pair has the same number of bytes.
-- Starting an operation never waits for the other side. Waiting for one does not depend on
-  any operation being waited for earlier, on either side.
+- Starting an operation never waits for the other side.
+- Operations are waited for in an order that all endpoints share, as that of starting them.
 - A buffer belongs to the communicator from the start of its operation until its `wait`
   returned.
 - Every wait ends by its deadline. A failure is an `Unavailable` that names this endpoint,
@@ -28,6 +28,13 @@ class Direction(Enum):
 
     SEND = "send to"
     RECEIVE = "receive from"
+
+
+class Memory(Enum):
+    """How a communicator reaches a peer, and what that means for the caller's buffers."""
+
+    ANY = "moves any contiguous buffer as it is"
+    LENT = "moves buffers of `allocate`; the receiver may read them in place with `borrow`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +74,19 @@ class Pending(Protocol):
         ...
 
 
+class Borrowed(Pending, Protocol):
+    """A receive that is read where the sender put it."""
+
+    @property
+    def message(self) -> torch.Tensor | None:
+        """The bytes, uint8 [size_bytes], from the wait to the release."""
+        ...
+
+    def release(self) -> None:
+        """Give the memory back to its sender."""
+        ...
+
+
 class Communicator(Protocol):
     """Point-to-point transfers among a fixed set of endpoints. One thread uses it."""
 
@@ -88,6 +108,10 @@ class Communicator(Protocol):
         """How many operations to start in one `group`."""
         ...
 
+    def memory(self, peer: int) -> Memory:
+        """Which buffers reach a peer without a further copy."""
+        ...
+
     def allocate(self, size_bytes: int) -> torch.Tensor:
         """A uint8 buffer that this communicator moves without a copy of its own."""
         ...
@@ -102,6 +126,10 @@ class Communicator(Protocol):
 
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
         """Start receiving into a contiguous buffer from another endpoint."""
+        ...
+
+    def borrow(self, size_bytes: int, *, peer: int, round: int) -> Borrowed:
+        """Start receiving a message that is read in the sender's memory (`Memory.LENT`)."""
         ...
 
     def close(self) -> None:

@@ -12,8 +12,8 @@ import torch
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
 from realloc.transfer.communicator import Communicator
+from realloc.transfer.connecting import connect_cpu, device_place
 from realloc.transfer.executor import TransferReport, execute
-from realloc.transfer.gloo import GlooCommunicator
 from realloc.transfer.rendezvous import TransferStore, connect_store
 from realloc.transfer.staging import DEFAULT_STAGING_BYTES, StagingBuffers
 
@@ -42,6 +42,7 @@ class TransferEndpoint:
         host: str,
         name: str,
         *,
+        device: int | None = None,
         staging_bytes: int = DEFAULT_STAGING_BYTES,
         max_groups: int = DEFAULT_MAX_GROUPS,
     ) -> None:
@@ -50,11 +51,14 @@ class TransferEndpoint:
         Args:
             host: address of this machine that the other endpoints can connect to.
             name: name of the shard, for errors.
+            device: device that the process owns; it shares memory with other processes of the
+                device. None: it reaches all over the network.
             staging_bytes: most bytes of staging buffers of the process.
             max_groups: most connections that are kept.
         """
         self.name = name
         self._host = host
+        self._place = "" if device is None else device_place(device)
         self._staging_bytes = staging_bytes
         self._max_groups = max_groups
         self._store = TransferStore(host)
@@ -148,12 +152,13 @@ class TransferEndpoint:
 
     def _connect(self, session: TransferSession, endpoint: int) -> Connection:
         store = connect_store(session.store_host, session.store_port, session.timeout_seconds)
-        communicator = GlooCommunicator(
+        communicator = connect_cpu(
             store=store,
             group_id=session.group_id,
             endpoint=endpoint,
             num_endpoints=session.num_endpoints,
             host=self._host,
+            place=self._place,
             timeout_seconds=session.timeout_seconds,
         )
         staging = StagingBuffers(communicator.allocate, staging_bytes=self._staging_bytes)

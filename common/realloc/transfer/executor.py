@@ -21,7 +21,7 @@ import torch
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
-from realloc.transfer.communicator import Communicator, Direction, Pending
+from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
 from realloc.transfer.digest import ReceivedDigests, SentDigests
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
@@ -58,10 +58,10 @@ class InFlight:
     chunk: Chunk
     pieces: tuple[Piece, ...]
     pending: Pending
-    buffer: torch.Tensor | None
-    """Staging buffer; None where the chunk moves from or to the parameter itself."""
-    elements: torch.Tensor
-    """What moves, in the element type on the way."""
+    buffer: torch.Tensor | None = None
+    """Staging buffer that the chunk moves through, if it does."""
+    borrowed: Borrowed | None = None
+    """The receive as such where it is read in the sender's memory."""
 
 
 def execute(
@@ -212,42 +212,66 @@ class Execution:
         )
 
     def _start(self, chunk: Chunk) -> None:
-        """Pack where needed, and hand the chunk to the communicator."""
+        """Hand a chunk to the communicator."""
         pieces = self._chunks.pieces(chunk)
-        sending = chunk.direction is Direction.SEND
-        parameters = self._source if sending else self._destination
+        try:
+            if chunk.direction is Direction.SEND:
+                self._in_flight.append(self._start_send(chunk, pieces))
+            else:
+                self._in_flight.append(self._start_receive(chunk, pieces))
+        except Unavailable as error:
+            raise self._named(error, chunk, pieces) from error
+
+    def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+        """Send the parameter's own memory where it will do, else pack."""
+        peer, round_ = chunk.peer, chunk.round
         buffer = None
-        elements = parameters.direct(pieces, self._dtype)
+        elements = self._source.direct(pieces, self._dtype)
+        if elements is None or self._communicator.memory(peer) is Memory.LENT:
+            buffer = self._staging.take()
+            elements = self._elements_of(buffer, pieces)
+            self._source.pack(pieces, elements)
+        pending = self._communicator.send(elements, peer=peer, round=round_)
+        return InFlight(chunk=chunk, pieces=pieces, pending=pending, buffer=buffer)
+
+    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+        """Receive into the parameter, or to be unpacked from where the sender put it."""
+        peer, round_ = chunk.peer, chunk.round
+        if self._communicator.memory(peer) is Memory.LENT:
+            size_bytes = _num_elements(pieces) * self._dtype.itemsize
+            borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
+            return InFlight(chunk=chunk, pieces=pieces, pending=borrowed, borrowed=borrowed)
+        buffer = None
+        elements = self._destination.direct(pieces, self._dtype)
         if elements is None:
             buffer = self._staging.take()
             elements = self._elements_of(buffer, pieces)
-            if sending:
-                parameters.pack(pieces, elements)
-        start = self._communicator.send if sending else self._communicator.receive
-        try:
-            pending = start(elements, peer=chunk.peer, round=chunk.round)
-        except Unavailable as error:
-            raise self._named(error, chunk, pieces) from error
-        self._in_flight.append(
-            InFlight(chunk=chunk, pieces=pieces, pending=pending, buffer=buffer, elements=elements)
-        )
+        pending = self._communicator.receive(elements, peer=peer, round=round_)
+        return InFlight(chunk=chunk, pieces=pieces, pending=pending, buffer=buffer)
 
     def _finish_oldest(self) -> None:
         """Wait for the oldest chunk and unpack it."""
         done = self._in_flight[0]
         try:
             done.pending.wait(max(self._deadline - time.monotonic(), 0.0))
+            self._unpack(done)
         except Unavailable as error:
             raise self._named(error, done.chunk, done.pieces) from error
         self._in_flight.popleft()
-        if done.buffer is not None:
+
+    def _unpack(self, done: InFlight) -> None:
+        if done.borrowed is not None:
+            assert done.borrowed.message is not None
+            self._destination.unpack(done.pieces, done.borrowed.message.view(self._dtype))
+            done.borrowed.release()
+        elif done.buffer is not None:
             if done.chunk.direction is Direction.RECEIVE:
-                self._destination.unpack(done.pieces, done.elements)
+                elements = self._elements_of(done.buffer, done.pieces)
+                self._destination.unpack(done.pieces, elements)
             self._staging.give_back(done.buffer)
 
     def _elements_of(self, buffer: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
-        count = sum(piece.num_elements for piece in pieces)
-        return buffer.view(self._dtype)[:count]
+        return buffer.view(self._dtype)[: _num_elements(pieces)]
 
     def _named(self, error: Unavailable, chunk: Chunk, pieces: tuple[Piece, ...]) -> Unavailable:
         """The error with the names of the parameters that it left unmoved."""
@@ -311,6 +335,10 @@ class Execution:
             sent_digests=self._sent.values() if self._sent is not None else {},
             received_digests=self._received.values() if self._received is not None else {},
         )
+
+
+def _num_elements(pieces: tuple[Piece, ...]) -> int:
+    return sum(piece.num_elements for piece in pieces)
 
 
 def _shapes(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:

@@ -8,12 +8,13 @@ generation process.
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Direction, Operation
+from realloc.transfer.communicator import Direction, Memory, Operation
 
 MAX_OPERATIONS = 256
 """Unfinished gloo operations per endpoint; each holds a buffer, none a thread."""
@@ -96,6 +97,9 @@ class GlooCommunicator:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
+    def memory(self, peer: int) -> Memory:
+        return Memory.ANY
+
     def group(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -123,6 +127,9 @@ class GlooCommunicator:
         except RuntimeError as error:
             raise operation.failed(first_line(error)) from error
         return GlooPending(operation=operation, work=work, buffer=buffer)
+
+    def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("gloo lends no memory")
 
     def close(self) -> None:
         if self._group is not None:

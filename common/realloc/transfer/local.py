@@ -4,11 +4,12 @@ import threading
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Direction, Operation
+from realloc.transfer.communicator import Direction, Memory, Operation
 
 MAX_OPERATIONS = 256
 
@@ -115,6 +116,9 @@ class LocalCommunicator:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
+    def memory(self, peer: int) -> Memory:
+        return Memory.ANY
+
     def group(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -137,6 +141,9 @@ class LocalCommunicator:
         pending = LocalPending(operation=operation, buffer=buffer, finished=threading.Event())
         self._world.post(pending)
         return pending
+
+    def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("threads lend no memory")
 
     def close(self) -> None:
         self._world.leave(self._endpoint)

@@ -1,97 +1,23 @@
-"""Transfer plans, executed by the numpy reference."""
+"""Plans executed by the numpy reference: right weights, each byte once, from anywhere."""
 
 import numpy as np
 import pytest
 
-from realloc.core.layout import Layout, LayoutKind
-from realloc.core.model import Head, ModelArchitecture
-from realloc.core.strategy import ParallelStrategy
+from realloc.core.errors import InvalidInput
+from realloc.core.model import Head
 from realloc.core.transfer import Endpoint
-from realloc.reallocation.digest import block_digests, tensor_digest
-from realloc.reallocation.families import canonical_tensors
-from realloc.reallocation.layouts.provider import local_parameters
+from realloc.reallocation.families import KNOWN_FAMILIES
+from realloc.reallocation.limits import Buffers, TransferLimits
 from realloc.reallocation.planner import plan_transfer
-from realloc.reallocation.reference import execute, fill
-
-
-def architecture(family="llama", **changes):
-    settings = {
-        "family": family,
-        "num_layers": 4,
-        "hidden_size": 24,
-        "intermediate_size": 36,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 6,
-        "head_dim": 4,
-        "vocab_size": 99,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e4,
-        "qkv_bias": family == "qwen2",
-        "qk_norm": family.startswith("qwen3"),
-        "num_experts": 4 if family in ("mixtral", "qwen3_moe") else 0,
-        "expert_intermediate_size": 12,
-    }
-    return ModelArchitecture(**(settings | changes))
-
-
-def layout(text, first=0):
-    kind, strategy = text.split(":")
-    strategy = ParallelStrategy.parse(strategy)
-    return Layout(
-        kind=LayoutKind(kind),
-        strategy=strategy,
-        devices=tuple(range(first, first + strategy.num_ranks)),
-    )
-
-
-def endpoints(layout_, prefix):
-    return [Endpoint(name=f"{prefix}-{d}", device=d, node=d // 4) for d in layout_.devices]
-
-
-def weights(model):
-    random = np.random.default_rng(0)
-    return [random.standard_normal(t.shape).astype(np.float32) for t in canonical_tensors(model)]
-
-
-def buffers(table, value=np.nan):
-    return [np.full(p.shape, value, dtype=np.float32) for p in table.parameters]
-
-
-def named(table, arrays):
-    return {p.name: a for p, a in zip(table.parameters, arrays, strict=True)}
-
-
-def check(model, source, destination, same_process=False):
-    canonical = weights(model)
-    have = endpoints(source, "trainer")
-    want = endpoints(destination, "trainer" if same_process else "generation")
-    plan = plan_transfer(
-        model,
-        source,
-        destination,
-        source_endpoints=have,
-        destination_endpoints=want,
-        dtype="float32",
-    )
-    sources, targets, expected = {}, {}, {}
-    for rank, endpoint in enumerate(have):
-        table = local_parameters(model, source, rank)
-        arrays = buffers(table)
-        fill(table.blocks, arrays, canonical)
-        sources[endpoint.name] = named(table, arrays)
-    for rank, endpoint in enumerate(want):
-        table = local_parameters(model, destination, rank)
-        arrays = buffers(table)
-        fill(table.blocks, arrays, canonical)
-        expected[endpoint.name] = named(table, arrays)
-        targets[endpoint.name] = named(table, buffers(table))
-    execute(plan, sources, targets)
-    for endpoint, arrays in expected.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(targets[endpoint][name], array, err_msg=name)
-    return plan
-
+from tests.unit.reallocation.cases import (
+    MOE_FAMILIES,
+    Case,
+    architecture,
+    empty,
+    endpoints,
+    layout,
+    run,
+)
 
 LAYOUTS = [
     "megatron:d1t2p1",
@@ -109,37 +35,164 @@ LAYOUTS = [
 @pytest.mark.parametrize("source", LAYOUTS)
 @pytest.mark.parametrize("destination", LAYOUTS)
 def test_any_layout_to_any(source, destination):
-    """Every destination parameter gets the bits that its table says, from any layout."""
-    check(architecture(), layout(source), layout(destination, first=2))
+    """Every destination parameter gets the bits that its table says, on overlapping devices."""
+    run(Case(model=architecture(), source=layout(source), destination=layout(destination, 2)))
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", sorted(KNOWN_FAMILIES))
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("head", list(Head))
 def test_families(family, tied, head):
     """Every family moves between the layouts, with either head, tied or not."""
     model = architecture(family, tied_embeddings=tied).with_head(head)
-    check(
-        model,
-        layout("megatron:d2t2p2e2" if model.num_experts else "megatron:d1t2p2"),
-        layout("vllm:d2t2p1"),
-        same_process=True,
+    megatron = "megatron:d2t2p2e2" if family in MOE_FAMILIES else "megatron:d1t2p2"
+    run(Case(model=model, source=layout(megatron), destination=layout("vllm:d2t2p1")))
+    run(Case(model=model, source=layout("vllm:d2t2p2"), destination=layout("megatron:d1t1p4")))
+
+
+def test_experts_in_uneven_groups():
+    """Expert-parallel vLLM ranks of different numbers of experts get theirs whole."""
+    model = architecture("qwen3_moe", num_experts=5)
+    run(
+        Case(
+            model=model,
+            source=layout("megatron:d1t3p1"),
+            destination=layout("vllm:d2t2p1e2", 3),
+        )
     )
-    check(model, layout("vllm:d2t2p2"), layout("megatron:d1t1p4"))
 
 
-def test_digests_agree():
-    """The digests summed over a layout's blocks are those of the whole tensors."""
+def test_one_process_may_hold_both_sides():
+    """Trainer and generator in one process: what stays is a message to itself."""
+    case = Case(
+        model=architecture(),
+        source=layout("megatron:d1t2p1"),
+        destination=layout("vllm:d2t1p1"),
+        roles=("both", "both"),
+    )
+    plan = run(case)
+    assert len(plan.endpoints) == 2
+    assert plan.traffic.cross_process_bytes == plan.traffic.cross_device_bytes
+
+
+def test_equal_layouts_move_nothing():
+    """From a layout to itself every byte stays on its device."""
+    traffic = run(
+        Case(
+            model=architecture(),
+            source=layout("megatron:d2t2p2"),
+            destination=layout("megatron:d2t2p2"),
+        )
+    ).traffic
+    assert traffic.cross_device_bytes == 0
+    assert traffic.local_bytes == traffic.total_bytes
+
+
+def test_padding_keeps_its_contents():
+    """Rows of the padded vocabulary that stand for no token are never written."""
+    case = Case(
+        model=architecture(), source=layout("megatron:d1t2p1"), destination=layout("vllm:d1t2p1")
+    )
+    written = {}
+
+    def allocate(of):
+        sources, targets = (
+            [empty(table) for table in of.tables(of.source)],
+            [empty(table, value=7.0) for table in of.tables(of.destination)],
+        )
+        written.update(enumerate(targets))
+        return sources, targets
+
+    run(case, allocate)
+    # 99 tokens in 128 rows over two ranks: the second holds 35 real rows of 64.
+    assert (written[1]["lm_head.weight"][35:] == 7.0).all()
+    assert (written[1]["lm_head.weight"][:35] != 7.0).all()
+
+
+@pytest.mark.parametrize("ahead", [0, 13])
+def test_shared_buffers_have_no_hazard(ahead):
+    """Where both sides of a process share one memory, nothing is read after it is overwritten."""
+    case = Case(
+        model=architecture(),
+        source=layout("megatron:d1t2p2"),
+        destination=layout("megatron:d2t2p1", range(2, 6)),
+        roles=("both", "both"),
+        limits=TransferLimits(buffers=Buffers.SHARED),
+    )
+    plan = run(case, lambda of: _in_one_memory(of, ahead))
+    assert {int(r) for p in plan.programs for r in p.sends.round} <= {0, 2}
+
+
+def test_shared_buffers_need_enough_staging():
+    """A plan that cannot be free of hazards within its staging is refused, not made."""
+    case = Case(
+        model=architecture(),
+        source=layout("megatron:d1t2p1"),
+        destination=layout("vllm:d2t1p1"),
+        limits=TransferLimits(buffers=Buffers.SHARED, staging_bytes=4096, max_operations=8),
+    )
+    with pytest.raises(InvalidInput, match="shared"):
+        case.plan()
+
+
+def _in_one_memory(case, ahead):
+    """Give each device one memory; the destination begins ``ahead`` elements into it."""
+    memory = {}
+    sides = []
+    for side, first in ((case.source, 0), (case.destination, ahead)):
+        buffers = []
+        for device, table in zip(side.devices, case.tables(side), strict=True):
+            flat = memory.setdefault(device, np.full(200_000, np.nan, dtype=np.float32))
+            arrays, at = {}, first
+            for parameter in table.parameters:
+                arrays[parameter.name] = flat[at : at + parameter.num_elements].reshape(
+                    parameter.shape
+                )
+                at += parameter.num_elements
+            buffers.append(arrays)
+        sides.append(buffers)
+    return tuple(sides)
+
+
+def test_wrong_inputs_name_what_is_wrong():
+    """A layout that does not fit the model or its processes is refused with the reason."""
     model = architecture()
-    canonical = weights(model)
-    spread = layout("megatron:d1t2p2")
-    total = np.zeros(len(canonical), dtype=np.int64)
-    for rank in range(4):
-        table = local_parameters(model, spread, rank)
-        arrays = buffers(table)
-        fill(table.blocks, arrays, canonical)
-        flats = [array.reshape(-1) for array in arrays]
-        total += block_digests(flats, table.blocks, len(canonical))
-    names = [t.name for t in canonical_tensors(model)]
-    single = [i for i, name in enumerate(names) if "norm" not in name]
-    assert [total[i] for i in single] == [tensor_digest(canonical[i]) for i in single]
+
+    def plan(source, destination, **changes):
+        have, want = layout(source), layout(destination)
+        settings = {
+            "source_endpoints": endpoints(have, "a"),
+            "destination_endpoints": endpoints(want, "b"),
+            "dtype": "float32",
+        }
+        return plan_transfer(model, have, want, **(settings | changes))
+
+    for source, reason in (
+        ("megatron:d1t5p1", "num_attention_heads is 12"),
+        ("megatron:d1t1p3", "number of layers is 4"),
+        ("vllm:d1t12p1", "padded vocabulary is 128"),
+        ("huggingface:d1t2p1", "data replicas only"),
+        ("vllm:d1t1p5", "fewer than 5 stages"),
+    ):
+        with pytest.raises(InvalidInput, match=reason):
+            plan(source, "vllm:d1t1p1")
+    with pytest.raises(InvalidInput, match=r"source_endpoints.*names 1 processes"):
+        plan(
+            "megatron:d1t2p1",
+            "vllm:d1t1p1",
+            source_endpoints=[Endpoint(name="a", device=0, node=0)],
+        )
+    with pytest.raises(InvalidInput, match=r"destination_endpoints\[0\].*device 3"):
+        plan(
+            "megatron:d1t2p1",
+            "vllm:d1t1p1",
+            destination_endpoints=[Endpoint(name="b", device=3, node=0)],
+        )
+    with pytest.raises(InvalidInput, match="two devices"):
+        plan(
+            "megatron:d1t2p1",
+            "vllm:d1t1p1",
+            destination_endpoints=[Endpoint(name="a-1", device=0, node=0)],
+        )
+    with pytest.raises(InvalidInput, match="int8"):
+        plan("megatron:d1t2p1", "vllm:d1t1p1", dtype="int8")

@@ -1,0 +1,203 @@
+"""Unix sockets between the endpoints of one host, over which they lend each other memory.
+
+Each end sends *offers* (a part of a segment of mine holds the next message) and *returns*
+(I have read that message). An offer of a segment that the peer has not seen yet carries what
+it needs to open it, with a file descriptor where there is one. A socket ends when its process
+does, so a death is noticed at once.
+"""
+
+import os
+import select
+import socket
+import struct
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch.distributed.distributed_c10d import Store
+
+from realloc.core.errors import Unavailable
+
+_HEADER = struct.Struct("<cQQQH")
+"""Kind, sequence number or segment, offset, size, bytes of the description that follow."""
+_HELLO = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """The next message of a peer: where it lies in the peer's segments."""
+
+    segment: int
+    offset: int
+    size_bytes: int
+    description: bytes
+    """What opens the segment; empty from the second offer of a segment on."""
+    descriptor: int | None
+    """File that holds the segment, with the description; the receiver closes it."""
+
+
+class LinkClosed(Exception):
+    """The peer is gone."""
+
+
+class Link:
+    """One end of a pair. One thread uses it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._bytes = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._offers: deque[Offer] = deque()
+        self._returned: set[int] = set()
+
+    def offer(self, offer: Offer) -> None:
+        """Tell the peer where my next message lies."""
+        header = _HEADER.pack(
+            b"O", offer.segment, offer.offset, offer.size_bytes, len(offer.description)
+        )
+        files = [] if offer.descriptor is None else [offer.descriptor]
+        self._send(header + offer.description, files)
+
+    def give_back(self, number: int) -> None:
+        """Tell the peer that I have read its message of this number."""
+        self._send(_HEADER.pack(b"R", number, 0, 0, 0), [])
+
+    def next_offer(self, deadline: float) -> Offer | None:
+        """The peer's next message; None when the deadline has passed."""
+        while not self._offers:
+            if not self._read(deadline):
+                return None
+        return self._offers.popleft()
+
+    def wait_returned(self, number: int, deadline: float) -> bool:
+        """Whether the peer has read my message of this number before the deadline."""
+        while number not in self._returned:
+            if not self._read(deadline):
+                return False
+        self._returned.discard(number)
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+    def _send(self, message: bytes, files: Sequence[int]) -> None:
+        # Few and short messages are under way (`max_operations`), so the socket takes them
+        # at once: a full one means a peer that reads nothing.
+        try:
+            sent = socket.send_fds(self._socket, [message], files)
+        except OSError as error:
+            raise LinkClosed(str(error)) from error
+        if sent != len(message):
+            raise LinkClosed("the peer reads nothing")
+
+    def _read(self, deadline: float) -> bool:
+        """Take in what has arrived; wait until the deadline for something to arrive."""
+        left = max(deadline - time.monotonic(), 0.0)
+        try:
+            if not select.select([self._socket], [], [], left)[0]:
+                return False
+            data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
+        except (OSError, ValueError) as error:
+            raise LinkClosed(str(error)) from error
+        if not data:
+            raise LinkClosed("connection closed")
+        self._descriptors.extend(files)
+        self._bytes += data
+        while self._take_one():
+            pass
+        return True
+
+    def _take_one(self) -> bool:
+        """Take one whole message off the bytes that arrived."""
+        if len(self._bytes) < _HEADER.size:
+            return False
+        kind, number, offset, size, extra = _HEADER.unpack_from(self._bytes)
+        if len(self._bytes) < _HEADER.size + extra:
+            return False
+        description = bytes(self._bytes[_HEADER.size : _HEADER.size + extra])
+        del self._bytes[: _HEADER.size + extra]
+        if kind == b"R":
+            self._returned.add(number)
+            return True
+        described = bool(description) and bool(self._descriptors)
+        self._offers.append(
+            Offer(
+                segment=number,
+                offset=offset,
+                size_bytes=size,
+                description=description,
+                descriptor=self._descriptors.popleft() if described else None,
+            )
+        )
+        return True
+
+
+def connect_links(
+    *,
+    store: Store,
+    group_id: str,
+    endpoint: int,
+    peers: Sequence[int],
+    timeout_seconds: float,
+) -> dict[int, Link]:
+    """Connect to some peers of one host, which do the same at the same time.
+
+    The lower index of a pair listens in a folder that only this user can read; the address
+    travels through the store.
+
+    Raises:
+        Unavailable: a peer did not come within the time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    links: dict[int, Link] = {}
+    with tempfile.TemporaryDirectory(prefix="realloc-") as folder:
+        address = os.path.join(folder, "link")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(len(peers) + 1)
+            store.set(_key(group_id, endpoint), address)
+            try:
+                for peer in (peer for peer in peers if peer < endpoint):
+                    links[peer] = Link(_call(store, _key(group_id, peer), endpoint, deadline))
+                while len(links) < len(peers):
+                    peer, connection = _answer(listener, deadline)
+                    links[peer] = Link(connection)
+            except (OSError, RuntimeError) as error:
+                missing = sorted(set(peers) - set(links))
+                for link in links.values():
+                    link.close()
+                raise Unavailable(
+                    f"endpoint {endpoint}: endpoints {missing} of transfer group {group_id!r} "
+                    f"did not connect within {timeout_seconds:g} s: {error}"
+                ) from error
+    return links
+
+
+def _key(group_id: str, endpoint: int) -> str:
+    return f"link/{group_id}/{endpoint}"
+
+
+def _call(store: Store, key: str, endpoint: int, deadline: float) -> socket.socket:
+    left = max(deadline - time.monotonic(), 0.001)
+    store.wait([key], timedelta(seconds=left))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(left)
+    connection.connect(store.get(key).decode())
+    connection.sendall(_HELLO.pack(endpoint))
+    return connection
+
+
+def _answer(listener: socket.socket, deadline: float) -> tuple[int, socket.socket]:
+    listener.settimeout(max(deadline - time.monotonic(), 0.001))
+    connection, _ = listener.accept()
+    connection.settimeout(max(deadline - time.monotonic(), 0.001))
+    hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
+    if len(hello) < _HELLO.size:
+        raise ConnectionError("a peer left while connecting")
+    return _HELLO.unpack(hello)[0], connection
