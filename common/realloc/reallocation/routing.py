@@ -281,42 +281,31 @@ class _Work:
             forwards=forwards,
             parent=parent[by_parent],
             bounds=LinkBounds(
-                inside_send=self._inside_bound(direct, forwards),
+                inside_send=self._inside_bound(),
                 network_send=bounds[0],
                 network_receive=bounds[1],
             ),
         )
 
-    def _inside_bound(self, direct: Flows, forwards: Flows) -> int:
+    def _inside_bound(self) -> int:
         """Bound on what the busiest device sends to others of its node."""
-        devices = sorted({*self._source_device, *self._device})
-        index = {device: i for i, device in enumerate(devices)}
-        at_source = np.array([index[device] for device in self._source_device])
-        at_target = np.array([index[device] for device in self._device])
+        source, target = self._source_device, self._device
         demands = [
-            Demand(candidates=tuple(at_source[list(ranks)].tolist()), amount=of.amount)
+            Demand(candidates=tuple(source[rank] for rank in ranks), amount=of.amount)
             for ranks, of in self._inside.items()
         ]
         demands += [
             Demand(
-                candidates=tuple(at_target[list(ranks)].tolist()),
+                candidates=tuple(target[rank] for rank in ranks),
                 amount=of.amount * (len(ranks) - 1),
             )
             for ranks, of in self._entries.items()
         ]
-        source, destination = self._source, self._destination
-        sender, receiver = direct.sender_rank, direct.receiver_rank
-        near = (source.device[sender] != destination.device[receiver]) & (
-            source.node[sender] == destination.node[receiver]
-        )
-        load = np.bincount(
-            at_source[sender[near]], weights=direct.num_elements[near], minlength=len(devices)
-        ) + np.bincount(
-            at_target[forwards.sender_rank], weights=forwards.num_elements, minlength=len(devices)
-        )
-        return int(
-            np.ceil(least_busiest(demands, np.zeros(len(devices)), load.astype(np.float64)) - 1e-6)
-        )
+        base = np.zeros(max(*source, *target) + 1)
+        load = base.copy()
+        for demand, share in zip(demands, spread(demands, base), strict=True):
+            load[list(demand.candidates)] += share
+        return int(np.ceil(least_busiest(demands, base, load) - 1e-6))
 
 
 def _flows(rows: Int64, senders: Int64, receivers: Int64) -> Flows:
