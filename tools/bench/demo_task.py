@@ -3,7 +3,7 @@
 Plain torch and transformers with the project's own advantages, losses, controllers and data
 order, without services. Prints the accuracy on held-out prompts for each seed:
 
-    OMP_NUM_THREADS=1 python tools/bench/demo_task.py --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m tools.bench.demo_task --seeds 0 1 2
 
 Shapes: B rollouts, T token positions of prompt and response, S = T − 1 positions that have a
 next token.
@@ -120,7 +120,8 @@ class Optimizer:
 def token_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
     """Log-probability of each next token, [B, S]."""
     logprobs = model(tokens_BT).logits[:, :-1].log_softmax(-1)
-    return logprobs.gather(2, tokens_BT[:, 1:, None])[..., 0]
+    chosen: Tensor = logprobs.gather(2, tokens_BT[:, 1:, None])[..., 0]
+    return chosen
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -253,7 +254,7 @@ def run_seed(recipe: Recipe, seed: int, report_every: int) -> None:
     """Both jobs from one seed; prints as it goes and one summary line."""
     train, heldout = split_rows()
     torch.manual_seed(seed)
-    actor = LlamaForCausalLM(LlamaConfig(**CONFIG))
+    actor = LlamaForCausalLM(LlamaConfig(**CONFIG))  # type: ignore[no-untyped-call]
 
     def heldout_accuracy() -> str:
         found = [accuracy(actor, heldout, recipe, decide) for decide in (greedy, sampled)]
