@@ -45,23 +45,23 @@ Decide = Callable[[Tensor], Tensor]
 class Recipe:
     """Hyperparameters of the demo's two jobs."""
 
-    sft_steps: int = 200
+    sft_steps: int = 170
     sft_batch: int = 128
     sft_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(learning_rate=3e-3, warmup_steps=20)
+        default_factory=lambda: OptimizerSettings(learning_rate=2e-3, warmup_steps=20)
     )
-    iterations: int = 60
+    iterations: int = 70
     rollouts: int = 512
     max_new_tokens: int = 4
     actor_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(learning_rate=3e-4)
+        default_factory=lambda: OptimizerSettings(learning_rate=5e-4)
     )
     critic_optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(learning_rate=1e-3)
     )
     ppo: PpoSettings = field(
         default_factory=lambda: PpoSettings(
-            kl_coefficient=0.01, mini_batches=4, epochs=2, critic_warmup_iterations=3
+            kl_coefficient=0.01, mini_batches=2, epochs=2, critic_warmup_iterations=3
         )
     )
 
