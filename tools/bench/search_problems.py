@@ -302,10 +302,14 @@ def move_seconds(
     inside = np.minimum((first + num)[:, None], (first + num)[None, :]) - np.maximum(
         first[:, None], first[None, :]
     )
-    held = np.clip(inside, 0, None) / num[None, :] * np.minimum(1.0, parts[None, :] / parts[:, None])
+    held = (
+        np.clip(inside, 0, None) / num[None, :] * np.minimum(1.0, parts[None, :] / parts[:, None])
+    )
     incoming = size / parts[None, :] * (1 - 0.9 * held)
     outgoing = size / parts[:, None] * np.maximum(1.0, copies[None, :] / copies[:, None] / 8)
-    seconds = np.maximum(incoming, outgoing * (1 - 0.9 * held)) / bandwidth + 0.05
+    seconds: NDArray[np.float64] = (
+        np.maximum(incoming, outgoing * (1 - 0.9 * held)) / bandwidth + 0.05
+    )
     np.fill_diagonal(seconds, 0.0)
     return seconds
 
