@@ -8,7 +8,7 @@ model: layers are alike.
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 
@@ -99,39 +99,28 @@ def lines_between(architecture: ModelArchitecture, source: Side, destination: Si
     layer_classes = intersect(layer, source.layer_holders, destination.layer_holders)
     numbering = CanonicalNumbering.of(architecture)
     draft = _Draft()
+    once = draft.add_instances(np.array([-1]))
     for atom_class in outer_classes:
         draft.add_class(atom_class, numbering.outer, numbering.outer_cols)
-        draft.add_line(
-            atom_class,
-            np.array([-1]),
-            [source.outer_ranks(holder) for holder in atom_class.sources],
-            [destination.outer_ranks(holder) for holder in atom_class.destinations],
-        )
-    stages = [
-        (
-            have,
-            want,
-            np.flatnonzero((source.layer_stage == have) & (destination.layer_stage == want)),
-        )
-        for have, want in product(
-            range(len(source.slice_ranks)), range(len(destination.slice_ranks))
-        )
-    ]
+        draft.add_line(once, source.outer_ranks, destination.outer_ranks)
+    stages = []
+    for have, want in product(range(len(source.slice_ranks)), range(len(destination.slice_ranks))):
+        layers = np.flatnonzero((source.layer_stage == have) & (destination.layer_stage == want))
+        if len(layers):
+            run = draft.add_instances(layers)
+            stages.append((run, source.slice_ranks[have], destination.slice_ranks[want]))
     for atom_class in layer_classes:
         draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
-        for have, want, layers in stages:
-            if len(layers):
-                draft.add_line(
-                    atom_class,
-                    layers,
-                    [source.slice_ranks[have][holder] for holder in atom_class.sources],
-                    [destination.slice_ranks[want][holder] for holder in atom_class.destinations],
-                )
+        for run, sources, destinations in stages:
+            draft.add_line(run, sources, destinations)
     return draft.finish(len(layer))
 
 
+_RanksByHolder = tuple[tuple[int, ...], ...]
+
+
 class _Draft:
-    """Collects classes and lines."""
+    """Collects classes, instances and lines."""
 
     def __init__(self) -> None:
         self._classes: list[AtomClass] = []
@@ -139,44 +128,46 @@ class _Draft:
         self._stride: list[Int64] = []
         self._lines: list[Line] = []
         self._instances: list[Int64] = []
-        self._instance_runs: dict[bytes, int] = {}
-        self._places = 0
-        self.num_instances = 0
+        self._num_instances = 0
+        self._num_places = 0
+
+    def add_instances(self, layers: Int64) -> range:
+        """Layers (or −1) that lines run over; their places in the list of instances."""
+        self._instances.append(layers)
+        self._num_instances += len(layers)
+        return range(self._num_instances - len(layers), self._num_instances)
 
     def add_class(
         self, atom_class: AtomClass, numbers: tuple[int, ...] | range, cols: tuple[int, ...]
     ) -> None:
-        if self._classes:
-            self._places += _num_places(self._classes[-1])
+        """Open a class, to which the next lines belong."""
         self._classes.append(atom_class)
         self._canonical.append(np.array(numbers, dtype=np.int64)[atom_class.tensor])
         self._stride.append(np.array(cols, dtype=np.int64)[atom_class.tensor])
-
-    def add_line(
-        self, atom_class: AtomClass, layers: Int64, sources: list[Int64], destinations: list[Int64]
-    ) -> None:
         size = len(atom_class.tensor)
-        after = self._places + size * len(atom_class.sources)
+        sources, destinations = len(atom_class.sources), len(atom_class.destinations)
+        self._source_places = range(self._num_places, self._num_places + size * sources, size)
+        self._num_places += size * sources
+        self._destination_places = range(
+            self._num_places, self._num_places + size * destinations, size
+        )
+        self._num_places += size * destinations
+        self._num_elements = atom_class.num_elements
+
+    def add_line(self, run: range, sources: _RanksByHolder, destinations: _RanksByHolder) -> None:
+        """A line of the open class over a run of instances."""
+        of = self._classes[-1]
         self._lines.append(
             Line(
                 atom_class=len(self._classes) - 1,
-                first_instance=self._instance_run(layers),
-                num_elements=atom_class.num_elements * len(layers),
-                sources=tuple(int(rank) for ranks in sources for rank in ranks),
-                source_places=_places(sources, self._places, size),
-                destinations=tuple(int(rank) for ranks in destinations for rank in ranks),
-                destination_places=_places(destinations, after, size),
+                first_instance=run.start,
+                num_elements=self._num_elements * len(run),
+                sources=_ranks(sources, of.sources),
+                source_places=_places(sources, of.sources, self._source_places),
+                destinations=_ranks(destinations, of.destinations),
+                destination_places=_places(destinations, of.destinations, self._destination_places),
             )
         )
-
-    def _instance_run(self, layers: Int64) -> int:
-        """Where the layers stand in the list of instances; equal lists are shared."""
-        key = layers.tobytes()
-        if key not in self._instance_runs:
-            self._instance_runs[key] = self.num_instances
-            self._instances.append(layers)
-            self.num_instances += len(layers)
-        return self._instance_runs[key]
 
     def finish(self, tensors_per_layer: int) -> Lines:
         classes = self._classes
@@ -219,10 +210,15 @@ class _Draft:
         )
 
 
-def _num_places(atom_class: AtomClass) -> int:
-    holders = len(atom_class.sources) + len(atom_class.destinations)
-    return holders * len(atom_class.tensor)
+def _ranks(ranks: _RanksByHolder, holders: tuple[int, ...]) -> tuple[int, ...]:
+    if len(holders) == 1:
+        return ranks[holders[0]]
+    return tuple(chain.from_iterable(ranks[holder] for holder in holders))
 
 
-def _places(ranks: list[Int64], first: int, size: int) -> tuple[int, ...]:
-    return tuple(first + holder * size for holder, of in enumerate(ranks) for _ in of)
+def _places(ranks: _RanksByHolder, holders: tuple[int, ...], places: range) -> tuple[int, ...]:
+    if len(holders) == 1:
+        return (places[0],) * len(ranks[holders[0]])
+    return tuple(
+        place for holder, place in zip(holders, places, strict=True) for _ in ranks[holder]
+    )
