@@ -7,6 +7,7 @@ what is a matter of cutting the line. The number of lines depends on the layouts
 model: layers are alike.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain, product
 
@@ -15,7 +16,7 @@ import numpy as np
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Int64
 from realloc.reallocation.boxes import AtomClass, intersect
-from realloc.reallocation.families import layer_tensors, outer_tensors
+from realloc.reallocation.families import ModelTensor, layer_tensors, outer_tensors
 from realloc.reallocation.layouts.provider import CanonicalNumbering
 from realloc.reallocation.sides import Side
 
@@ -88,32 +89,58 @@ class Lines:
         return self.atoms.base[of] + element % self.atoms.elements[of]
 
 
-def lines_between(architecture: ModelArchitecture, source: Side, destination: Side) -> Lines:
+def lines_between(
+    architecture: ModelArchitecture,
+    source: Side,
+    destination: Side,
+    only: Collection[str] | None = None,
+) -> Lines:
     """Cut a model into lines.
+
+    Args:
+        only: names of the canonical tensors that move; None for all.
 
     Raises:
         InvalidInput: the source layout lacks something that the destination wants.
     """
     outer, layer = outer_tensors(architecture), layer_tensors(architecture)
-    outer_classes = intersect(outer, source.outer_holders, destination.outer_holders)
-    layer_classes = intersect(layer, source.layer_holders, destination.layer_holders)
     numbering = CanonicalNumbering.of(architecture)
     draft = _Draft()
     once = draft.add_instances(np.array([-1]))
-    for atom_class in outer_classes:
+    moved = {i for i, of in enumerate(outer) if only is None or of.tensor.name in only}
+    for atom_class in intersect(outer, source.outer_holders, destination.outer_holders, moved):
         draft.add_class(atom_class, numbering.outer, numbering.outer_cols)
         draft.add_line(once, source.outer_ranks, destination.outer_ranks)
-    stages = []
-    for have, want in product(range(len(source.slice_ranks)), range(len(destination.slice_ranks))):
-        layers = np.flatnonzero((source.layer_stage == have) & (destination.layer_stage == want))
-        if len(layers):
-            run = draft.add_instances(layers)
-            stages.append((run, source.slice_ranks[have], destination.slice_ranks[want]))
-    for atom_class in layer_classes:
-        draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
-        for run, sources, destinations in stages:
-            draft.add_line(run, sources, destinations)
+    for tensors, layers in _alike(layer, architecture.num_layers, only):
+        stages = []
+        for have, want in product(
+            range(len(source.slice_ranks)), range(len(destination.slice_ranks))
+        ):
+            held = (source.layer_stage[layers] == have) & (destination.layer_stage[layers] == want)
+            if held.any():
+                run = draft.add_instances(layers[held])
+                stages.append((run, source.slice_ranks[have], destination.slice_ranks[want]))
+        for atom_class in intersect(
+            layer, source.layer_holders, destination.layer_holders, tensors
+        ):
+            draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
+            for run, sources, destinations in stages:
+                draft.add_line(run, sources, destinations)
     return draft.finish(len(layer))
+
+
+def _alike(
+    layer: tuple[ModelTensor, ...], num_layers: int, only: Collection[str] | None
+) -> list[tuple[set[int], Int64]]:
+    """Groups of layers of which the same tensors move: the tensors, and the layers."""
+    if only is None:
+        return [(set(range(len(layer))), np.arange(num_layers))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number in range(num_layers):
+        prefix = f"model.layers.{number}."
+        tensors = tuple(i for i, of in enumerate(layer) if prefix + of.tensor.name in only)
+        groups.setdefault(tensors, []).append(number)
+    return [(set(tensors), np.array(layers)) for tensors, layers in groups.items() if tensors]
 
 
 _RanksByHolder = tuple[tuple[int, ...], ...]
@@ -171,20 +198,17 @@ class _Draft:
 
     def finish(self, tensors_per_layer: int) -> Lines:
         classes = self._classes
-        rows = np.concatenate([c.rows for c in classes])
-        cols = np.concatenate([c.cols for c in classes])
-        stride = np.concatenate(self._stride)
-        start = np.concatenate([c.row for c in classes]) * stride
+        rows = _joined([c.rows for c in classes])
+        cols = _joined([c.cols for c in classes])
+        stride = _joined(self._stride)
+        start = _joined([c.row for c in classes]) * stride
         ends = np.cumsum(rows * cols)
         elements = np.array([c.num_elements for c in classes], dtype=np.int64)
-        places = np.concatenate(
-            [
-                side.transpose(1, 0, 2).reshape(3, -1)
-                for c in classes
-                for side in (c.source_places, c.destination_places)
-            ],
-            axis=1,
-        )
+        places = [
+            side.transpose(1, 0, 2).reshape(3, -1)
+            for c in classes
+            for side in (c.source_places, c.destination_places)
+        ]
         return Lines(
             lines=tuple(self._lines),
             line_class=np.array([line.atom_class for line in self._lines], dtype=np.int64),
@@ -198,16 +222,20 @@ class _Draft:
                 begin=ends - rows * cols,
                 rows=rows,
                 cols=cols,
-                canonical=np.concatenate(self._canonical),
-                canonical_start=start + np.concatenate([c.col for c in classes]),
+                canonical=_joined(self._canonical),
+                canonical_start=start + _joined([c.col for c in classes]),
                 canonical_stride=stride,
-                place_tensor=places[0],
-                place_start=places[1],
-                place_stride=places[2],
+                place_tensor=_joined([of[0] for of in places]),
+                place_start=_joined([of[1] for of in places]),
+                place_stride=_joined([of[2] for of in places]),
             ),
             instance_layer=np.concatenate(self._instances),
             tensors_per_layer=tensors_per_layer,
         )
+
+
+def _joined(arrays: list[Int64]) -> Int64:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
 
 
 def _ranks(ranks: _RanksByHolder, holders: tuple[int, ...]) -> tuple[int, ...]:
