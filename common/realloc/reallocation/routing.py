@@ -8,93 +8,15 @@ to balance: first the links between nodes, then those inside nodes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from realloc.core.transfer import Int64
 from realloc.reallocation.balance import Demand, Float64, least_busiest, spread
+from realloc.reallocation.flows import Flows, LinkBounds, Routes
 from realloc.reallocation.lines import Lines
 from realloc.reallocation.sides import Side
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Flows:
-    """Struct of arrays, one entry per part of a line that one process sends another."""
-
-    line: Int64
-    begin: Int64
-    end: Int64
-    """Elements of the line."""
-    sender: Int64
-    """Endpoint; it reads rank ``sender_rank``'s parameters by ``sender_place``."""
-    sender_rank: Int64
-    sender_place: Int64
-    receiver: Int64
-    receiver_rank: Int64
-    receiver_place: Int64
-
-    def __len__(self) -> int:
-        return len(self.line)
-
-    def take(self, index: NDArray[np.int64]) -> "Flows":
-        """The flows at these positions."""
-        return Flows(**{name: getattr(self, name)[index] for name in _FLOW_FIELDS})
-
-    def with_range(self, begin: Int64, end: Int64) -> "Flows":
-        """The same flows over other elements of their lines."""
-        return replace(self, begin=begin, end=end)
-
-    @staticmethod
-    def concatenate(first: "Flows", second: "Flows") -> "Flows":
-        """The flows of both, one after the other."""
-        return Flows(
-            **{
-                name: np.concatenate([getattr(first, name), getattr(second, name)])
-                for name in _FLOW_FIELDS
-            }
-        )
-
-    @property
-    def num_elements(self) -> Int64:
-        return self.end - self.begin
-
-
-_FLOW_FIELDS = (
-    "line",
-    "begin",
-    "end",
-    "sender",
-    "sender_rank",
-    "sender_place",
-    "receiver",
-    "receiver_rank",
-    "receiver_place",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Routes:
-    """All flows of a plan, and how far from balance they are."""
-
-    direct: Flows
-    """From source ranks, ordered by pair of processes, small lines first."""
-    forwards: Flows
-    """From destination ranks that received the same part before, ordered by ``parent``."""
-    parent: Int64
-    """[forwards] the direct flow whose part is passed on."""
-    bounds: "LinkBounds"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkBounds:
-    """Least possible elements on the busiest link, in any spread over replicas."""
-
-    inside_send: int
-    """To other devices of the node."""
-    network_send: int
-    network_receive: int
 
 
 @dataclass(slots=True)
@@ -129,14 +51,14 @@ _Cuts = dict[tuple[int, tuple[int, ...]], list[_Part]]
 
 def route(lines: Lines, source: Side, destination: Side) -> Routes:
     """Choose senders, entry points and forwards for every line."""
-    work = _Work(lines, source, destination)
+    router = Router(lines, source, destination)
     for line in range(len(lines.lines)):
-        work.sort_needs(line)
-    return work.routes()
+        router.sort_needs(line)
+    return router.routes()
 
 
-class _Work:
-    """The state of one routing."""
+class Router:
+    """The state of one routing: flows so far, and what candidates are asked for."""
 
     def __init__(self, lines: Lines, source: Side, destination: Side) -> None:
         self._lines = lines
