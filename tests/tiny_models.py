@@ -73,3 +73,17 @@ def tiny_hf_model(family: str, seed: int, folder: Path, **changes: Any) -> "PreT
     # readers of this folder shall also meet the plain one.
     (folder / "config.json").write_text(json.dumps(tiny_config(family, **changes), indent=1))
     return model
+
+
+def tiny_tokenizer(folder: Path) -> None:
+    """Write a byte-level tokenizer.json without merges: 256 bytes and three special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>", "<eos>", "<pad>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from deploy.local.supervisor import Program, Supervised
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 READY_SECONDS = 120.0
 ENDPOINTS_FILE = "endpoints.json"
@@ -43,6 +46,7 @@ class LocalCluster:
         self._settings = settings
         self._report = report
         self._running: list[list[Supervised]] = []
+        self._etcd_endpoint = ""
         self.endpoints: dict[str, str] = {}
         """Address of each process by name; filled when all are ready."""
 
@@ -64,7 +68,8 @@ class LocalCluster:
         self._report("starting services")
         for stage in self._service_stages(member.endpoint):
             await self._start_stage(stage)
-        await self._wait_ready(member.endpoint)
+        self._etcd_endpoint = member.endpoint
+        await self.wait_ready()
 
     async def stop(self) -> None:
         """Stop all, the last stage first."""
@@ -72,6 +77,10 @@ class LocalCluster:
         for stage in reversed(self._running):
             await asyncio.gather(*(each.stop() for each in stage))
         self._running.clear()
+
+    def supervised(self, name: str) -> Supervised:
+        """The supervisor of one process."""
+        return next(each for stage in self._running for each in stage if each.program.name == name)
 
     def pids(self) -> Mapping[str, int]:
         """Process id of everything that runs, by name."""
@@ -103,7 +112,13 @@ class LocalCluster:
         self._running.append(stage)
         await asyncio.gather(*(each.start() for each in stage))
 
-    async def _wait_ready(self, etcd: str) -> None:
+    async def wait_ready(self) -> None:
+        """Wait until every process is registered; then the endpoints are true.
+
+        Raises:
+            Unavailable: not all were ready in time; the message says who is missing.
+        """
+        etcd = self._etcd_endpoint
         counts = {
             "scheduler": 1,
             "plan_search": 1,
@@ -166,7 +181,11 @@ class LocalCluster:
             ],
             log=self._log(name),
             # One thread per process: more of them spin on each other's cores.
-            environment={"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            environment={
+                "OMP_NUM_THREADS": "1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": os.pathsep.join((str(_ROOT / "common"), str(_ROOT))),
+            },
         )
 
     def _log(self, name: str) -> Path:

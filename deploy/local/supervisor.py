@@ -1,13 +1,11 @@
 """Keeps processes running: starts them stage by stage, restarts what ends, stops in reverse.
 
-No process outlives the supervisor, even when it is killed (PR_SET_PDEATHSIG), and Ctrl-C
+No process outlives the supervisor, even when it is killed (setpriv --pdeathsig), and Ctrl-C
 reaches the supervisor alone: it decides the order of the end.
 """
 
 import asyncio
-import ctypes
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +16,8 @@ _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 10.0
 _STEADY_SECONDS = 30.0
 """A process that ran so long may be restarted without backing off."""
-_PR_SET_PDEATHSIG = 1
-
-_LIBC = ctypes.CDLL(None)
+_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
+"""From util-linux; a Python hook would have to fork a process that has threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,9 @@ class Supervised:
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
-        """Start it; returns when the process exists."""
+        """Start it, also again after a stop; returns when the process exists."""
+        self._stopping = False
+        self._started.clear()
         self._task = asyncio.create_task(self._keep(), name=self.program.name)
         await self._started.wait()
 
@@ -90,18 +89,13 @@ class Supervised:
     async def _run_once(self) -> int:
         with self.program.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *_END_WITH_PARENT,
                 *self.program.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.program.environment},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
             )
         self._started.set()
         return await self._process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the child: be told to end when the supervisor is gone, however it went."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -109,7 +109,7 @@ class RolloutWorker:
 
     async def generate(
         self, requests: Sequence[RolloutRequest], *, timeout_seconds: float
-    ) -> AsyncIterator[Rollout]:
+    ) -> AsyncGenerator[Rollout, None]:
         """Rollouts as they end. Leaving the iterator aborts the rest: close it (``aclosing``).
 
         Args:

@@ -104,7 +104,7 @@ class JobRollouts:
         reported = started
         try:
             stream = self._worker.generate(requests, timeout_seconds=timeout_seconds)
-            async with aclosing(stream) as rollouts:  # type: ignore[type-var]  # a generator
+            async with aclosing(stream) as rollouts:
                 async for rollout in rollouts:
                     self._finish(run, rollout)
                     if time.monotonic() - reported > _PROGRESS_SECONDS:

@@ -59,6 +59,7 @@ class VllmEngine:
         _check_spec(spec)
         self.close()
         prepare_environment()
+        _hide_llvmlite()
         _check_head_size(spec)
         self._llm = _build(spec)
         self._llm.llm_engine.set_weight_version("0")
@@ -208,6 +209,18 @@ def prepare_environment() -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         if "vllm" not in sys.modules:
             torch.set_num_threads(1)
+
+
+def _hide_llvmlite() -> None:
+    """Let vLLM build an engine in a process that has imported numba.
+
+    vLLM for CPU looks for Triton kernels in the ``__dict__`` of every object of every imported
+    module. llvmlite's library object has none but answers for any attribute with a function of
+    that name, and the search ends in an AttributeError.
+    """
+    from llvmlite.binding import ffi  # type: ignore[import-untyped]  # ships no types
+
+    ffi.lib._fntab.setdefault("__dict__", {})
 
 
 def _check_spec(spec: EngineSpec) -> None:

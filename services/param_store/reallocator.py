@@ -86,6 +86,7 @@ class Reallocator:
         self._plans = plans
         self._connect = connect
         self._running: dict[str, asyncio.Task[Reallocation]] = {}
+        self._failures = 0
 
     async def plan(self, job_id: str, model_id: str, target: PlacedLayout) -> TransferPlan:
         """What a reallocation would move."""
@@ -170,6 +171,7 @@ class Reallocator:
             clock.enter(Phase.COMMITTING, time.monotonic())
         except BaseException:
             clock.enter(Phase.ABORTED, time.monotonic())
+            self._failures += 1
             await self._abort(session, participants)
             raise
         with span(Span.REALLOCATION_COMMIT):
@@ -288,7 +290,9 @@ class Reallocator:
         incarnations = "\n".join(
             f"{each.member.name} {each.member.incarnation}" for each in participants
         )
-        group = hashlib.sha256(f"{order.job_id}\n{incarnations}".encode()).hexdigest()[:16]
+        # After a failure those that were through before it have not noticed: meet anew.
+        meeting_id = f"{order.job_id}\n{self._failures}\n{incarnations}"
+        group = hashlib.sha256(meeting_id.encode()).hexdigest()[:16]
         return TransferSession(
             session_id=uuid.uuid4().hex,
             group_id=group,

@@ -32,7 +32,10 @@ def vocab_parallel_logprobs(
     width = logits_NV.shape[1]
     first = group.rank() * width
     valid = min(max(vocab_size - first, 0), width)
-    return _LogProbs.apply(logits_NV, targets_N - first, valid, temperature or 1.0, group)
+    logprobs_N: Tensor = _LogProbs.apply(  # type: ignore[no-untyped-call]
+        logits_NV, targets_N - first, valid, temperature or 1.0, group
+    )
+    return logprobs_N
 
 
 class _LogProbs(torch.autograd.Function):

@@ -10,7 +10,6 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -43,15 +42,13 @@ class MegatronModel:
     spec: ModelSpec
     groups: ModelGroups
     config: TransformerConfig
+    device: torch.device
     module: "PackedGPTModel"
-    wrapped: torch.nn.Module
+    wrapped: Any
     """What the schedule runs: the module, in a gradient buffer where it trains."""
-    optimizer: DistributedOptimizer | None = None
+    optimizer: Any = None
+    """The `DistributedOptimizer`, None for a model that never trains."""
     weight_version: int = 0
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
 
     def parameters(self) -> dict[str, Tensor]:
         """Live parameters of this rank by Megatron name."""
@@ -78,9 +75,10 @@ class PackedGPTModel(GPTModel):
     ) -> Tensor:
         if self.post_process:  # prompts need no logits
             hidden_states = hidden_states.index_select(0, packed_seq_params.selected_N)
-        return super()._postprocess(
+        output: Tensor = super()._postprocess(
             hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
         )
+        return output
 
 
 def check_buildable(architecture: ModelArchitecture, strategy: ParallelStrategy) -> None:
@@ -139,7 +137,9 @@ def build_module(
         for parameter in module.parameters():
             parameter.zero_()
             parameter.requires_grad_(spec.optimizer is not None)
-    return MegatronModel(spec=spec, groups=groups, config=config, module=module, wrapped=module)
+    return MegatronModel(
+        spec=spec, groups=groups, config=config, module=module, wrapped=module, device=device
+    )
 
 
 def make_trainable(model: MegatronModel, settings: OptimizerSettings) -> None:

@@ -5,7 +5,8 @@ places. Where there is no CUDA, its modules get a copy of the `torch` namespace 
 few names answer for the CPU; the `torch` that everybody else imports stays as it is, but for
 two tensor methods that answer differently to Megatron-core's optimizer alone.
 
-The patch was written for one version and refuses others. Why it exists: docs/adr/cpu-shim.md.
+The patch was written for one version and refuses others. Why it exists:
+docs/adr/0002-megatron-cpu-shim.md.
 """
 
 import importlib

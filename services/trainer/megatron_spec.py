@@ -2,7 +2,7 @@
 
 Megatron-core's local layers refuse packed rows in attention, and its other layers need
 Transformer Engine. These need neither. A spec is a value: pass another one to `build_model`
-to use other kernels. Why our own: docs/adr/layer-spec.md.
+to use other kernels. Why our own: docs/adr/0003-own-layer-spec.md.
 
 Shapes: T packed tokens, H query heads, G key-value heads, D size of a head, B rows, S tokens
 of the longest row.
@@ -30,13 +30,9 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from services.trainer.packed_rows import PackedRows
-
-try:  # flash attention of torch itself; only CUDA has a kernel for it
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 
 class RMSNorm(torch.nn.Module):
@@ -78,7 +74,7 @@ class PackedAttention(MegatronModule):
         """[T, 1, H, D] and twice [T, 1, G, D] in, [T, 1, H · D] out."""
         rows = packed_seq_params
         query, key, value = (x.squeeze(1) for x in (query, key, value))
-        if query.is_cuda and query.dtype is not torch.float32 and varlen_attn is not None:
+        if query.is_cuda and query.dtype is not torch.float32:
             out = self._attend_varlen(query, key, value, rows)
         elif rows.padded_T is None:
             out = self._attend_one_by_one(query, key, value, rows)
@@ -87,7 +83,7 @@ class PackedAttention(MegatronModule):
         return out.reshape(out.shape[0], 1, -1)
 
     def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows) -> Tensor:
-        return varlen_attn(
+        out = varlen_attn(
             query,
             key,
             value,
@@ -99,17 +95,23 @@ class PackedAttention(MegatronModule):
             window_size=(-1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        assert isinstance(out, Tensor)
+        return out
 
     def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows) -> Tensor:
         """All rows at once; what pads a row stands behind it, where nothing looks."""
         q, k, v = (_pad(x, rows).transpose(1, 2) for x in (query, key, value))
         out = self._attend(q, k, v).transpose(1, 2).flatten(0, 1)
-        return out if rows.is_rectangular else out.index_select(0, rows.padded_T)
+        if rows.is_rectangular:
+            return out
+        assert rows.padded_T is not None
+        return out.index_select(0, rows.padded_T)
 
     def _attend_one_by_one(
         self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows
     ) -> Tensor:
-        split = [x.transpose(0, 1).split(rows.lengths, 1) for x in (query, key, value)]
+        lengths = list(rows.lengths)
+        split = [torch.split(x.transpose(0, 1), lengths, 1) for x in (query, key, value)]
         outs = [self._attend(q, k, v).transpose(0, 1) for q, k, v in zip(*split, strict=True)]
         return torch.cat(outs)
 
@@ -129,6 +131,7 @@ def _pad(x: Tensor, rows: PackedRows) -> Tensor:
     shape = (len(rows.lengths), rows.longest, *x.shape[1:])
     if rows.is_rectangular:
         return x.reshape(shape)
+    assert rows.padded_T is not None
     flat = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
     return flat.index_copy(0, rows.padded_T, x).view(shape)
 

@@ -96,9 +96,14 @@ def selected_counts(batch: Batch, selection: Selection) -> NDArray[np.int64]:
     if selection is Selection.LAST:
         return np.ones(len(lengths), np.int64)
     if selection is Selection.RESPONSE:
-        return lengths - batch.fields["prompt_length"].values
+        return lengths - prompt_lengths(batch)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return np.bincount(rows[_learned(batch)], minlength=len(lengths))
+
+
+def prompt_lengths(batch: Batch) -> NDArray[np.int64]:
+    """Tokens of each row's prompt, int64 [B]."""
+    return batch.fields["prompt_length"].values.astype(np.int64)
 
 
 def check_batch(batch: Batch, selection: Selection) -> None:
@@ -121,7 +126,7 @@ def check_batch(batch: Batch, selection: Selection) -> None:
     if selection is Selection.LOSS_MASK:
         _check_lengths(batch, "loss_mask", lengths)
     if selection is Selection.RESPONSE:
-        prompts = batch.fields["prompt_length"].values
+        prompts = prompt_lengths(batch)
         if ((prompts < 1) | (prompts > lengths)).any():
             raise InvalidInput.at(
                 "fields.prompt_length", "must be at least 1 and at most the row's tokens"
@@ -144,7 +149,7 @@ def _check_lengths(batch: Batch, name: str, wanted: NDArray[np.int64]) -> None:
 def _learned(batch: Batch) -> NDArray[np.bool_]:
     """Which packed tokens the loss mask selects."""
     tokens = batch.fields["tokens"]
-    learned = batch.fields["loss_mask"].values > 0.5
+    learned: NDArray[np.bool_] = batch.fields["loss_mask"].values.astype(np.float32) > 0.5
     learned[np.cumsum(tokens.lengths) - tokens.lengths] = False  # nothing predicts a first token
     return learned
 
@@ -157,7 +162,7 @@ def _selected(batch: Batch, selection: Selection) -> NDArray[np.int64]:
         return ends - 1
     if selection is Selection.LOSS_MASK:
         return np.flatnonzero(_learned(batch)) - 1
-    prompts = batch.fields["prompt_length"].values
+    prompts = prompt_lengths(batch)
     starts = ends - lengths
     rows = np.repeat(np.arange(len(lengths)), lengths)
     is_response = np.arange(int(ends[-1])) - starts[rows] >= prompts[rows]

@@ -33,7 +33,8 @@ class Report:
 class Objective(Protocol):
     """A loss, and the names of what it reports."""
 
-    sums: tuple[str, ...]
+    @property
+    def sums(self) -> tuple[str, ...]: ...
 
     def loss(self, micro_batch: MicroBatch, output_NC: Tensor) -> tuple[Tensor, Report]:
         """Sum over the micro-batch's tokens, and the report; the loss is not yet divided."""

@@ -20,6 +20,7 @@ from realloc.algorithms.padding import pad_rows, row_mask, unpad_rows
 from realloc.core.batch import Batch, RaggedArray
 from realloc.core.errors import Problem, raise_problems
 from realloc.core.settings import PpoSettings
+from services.trainer.micro_batches import Selection, selected_counts
 
 _NEEDED = ("tokens", "prompt_length", "logprobs", "values", "reward")
 
@@ -86,7 +87,7 @@ def _estimate(batch: Batch, ppo: PpoSettings, kl_coefficient: float) -> _Estimat
     raise_problems(
         Problem(f"fields.{name}", "is missing") for name in _NEEDED if name not in batch.fields
     )
-    lengths = batch.fields["tokens"].lengths - batch.fields["prompt_length"].values
+    lengths = selected_counts(batch, Selection.RESPONSE)
     mask_BT = row_mask(torch.from_numpy(lengths))
     logprobs_BT = _padded(batch, "logprobs", mask_BT)
     has_reference = "ref_logprobs" in batch.fields
@@ -118,7 +119,7 @@ def _with_targets(batch: Batch, estimate: _Estimates, sums_3: Tensor | None) -> 
     advantages_BT, mask_BT = estimate.advantages_BT, estimate.mask_BT
     if sums_3 is not None:
         advantages_BT = whiten(advantages_BT, mask_BT, sums_3)
-    lengths = batch.fields["tokens"].lengths - batch.fields["prompt_length"].values
+    lengths = selected_counts(batch, Selection.RESPONSE)
     targets = {"advantages": advantages_BT, "returns": estimate.returns_BT}
     return batch.merge(
         Batch(

@@ -1,7 +1,7 @@
 """Rotary position embeddings of packed rows.
 
-Megatron-core's own start every row at position 0 by a loop over the rows, and fix two of the
-parameters of Llama-3's scaling; these take positions, and all parameters.
+Megatron-core's own start every row at position 0 by a loop over the rows, and fix three of
+the parameters of Llama-3's scaling; these take positions, and all parameters.
 
 Shapes: T packed tokens, D size of a head.
 """

@@ -35,7 +35,7 @@ def run_schedule(
     groups = model.groups
     run = get_forward_backward_func(pp_size=groups.strategy.pipeline, vp_size=None)
     with torch.set_grad_enabled(not forward_only):
-        return run(
+        reports: list[Any] = run(
             forward_step_func=_forward_step(on_output),
             data_iterator=iter(micro_batches),
             model=model.wrapped,
@@ -46,6 +46,7 @@ def run_schedule(
             pg_collection=groups.collection,
             p2p_communicator=P2PCommunicator(groups.pipeline, model.config),
         )
+    return reports
 
 
 def _forward_step(on_output: OutputFunction) -> Callable[[Any, torch.nn.Module], Any]:

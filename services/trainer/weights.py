@@ -86,9 +86,12 @@ class HuggingFaceWeights:
             return self._head.read(tensor, box)
         view = self._files[tensor.name].get_slice(tensor.name)
         rows = slice(box.row, box.row + box.rows)
+        values: Tensor
         if len(tensor.shape) == 1:
-            return view[rows].unsqueeze(1)
-        return view[rows, box.col : box.col + box.cols]
+            values = view[rows].unsqueeze(1)
+        else:
+            values = view[rows, box.col : box.col + box.cols]
+        return values
 
     def _problems(self, folder: Path, tensors: Sequence[CanonicalTensor]) -> Iterator[Problem]:
         for tensor in tensors:

@@ -21,7 +21,7 @@ def name_of(backend: StoreBackend) -> str:
 
 
 async def test_one_leads_and_the_others_wait(backend: StoreBackend) -> None:
-    """The first candidate leads until it resigns; then the next one, in the order they came."""
+    """Each candidate leads in its turn, alone, until it resigns."""
     elections = [
         Election(await backend.open(), name_of(backend), ttl_seconds=TTL_SECONDS) for _ in range(4)
     ]

@@ -44,7 +44,7 @@ def saved(family, directory, head):
     make.from_config(config, dtype=torch.float32).save_pretrained(directory)
     written = json.loads((directory / "config.json").read_text())
     with safe_open(directory / "model.safetensors", "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 — no dict
     return shapes, ModelArchitecture.from_hf_config(written).with_head(head)
 
 

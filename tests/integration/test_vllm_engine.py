@@ -175,11 +175,11 @@ def request(name: str, prompt: list[int], **changes: Any) -> RolloutRequest:
 
 
 def requests(count: int = 6) -> list[RolloutRequest]:
-    """Different prompts, temperatures, lengths and seeds."""
+    """Different prompts, temperatures, lengths and seeds; the last fills a block of the cache."""
     return [
         request(
             f"r{i}",
-            [(7 * i + j) % 250 for j in range(3 + 5 * i)],
+            [(7 * i + j) % 250 for j in range(3 + 5 * i if i < 5 else 160)],
             temperature=(1.0, 0.7, 1.3)[i % 3],
             max_new_tokens=8 + 3 * i,
             seed=100 + i,

@@ -108,10 +108,11 @@ class Registration:
         replaced: set when another incarnation took the name: this process should end.
     """
 
-    def __init__(self, store: Store, member: Member, *, ttl_seconds: int = 5) -> None:
+    def __init__(self, store: Store, member: Member, *, ttl_seconds: int = 10) -> None:
         """
         Args:
-            ttl_seconds: a member that fell silent for so long has left.
+            ttl_seconds: a member that fell silent for so long has left. Its event loop may be
+                held up for half of that, by imports or a busy machine, without harm.
         """
         self.member = member
         self.replaced = asyncio.Event()

@@ -1,6 +1,6 @@
 """Timelines as text: a table of the work and a chart of devices over time."""
 
-import itertools
+from itertools import pairwise
 
 from realloc.core.mesh import DeviceMesh
 from realloc.cost.simulator import Timeline, Work, WorkKind
@@ -50,7 +50,7 @@ def _device_groups(timeline: Timeline, num_devices: int) -> list[DeviceMesh]:
     for mesh in meshes:
         edges |= {mesh.first_device, mesh.first_device + mesh.num_devices}
     cuts = sorted(edges)
-    return [DeviceMesh(first_device=a, num_devices=b - a) for a, b in itertools.pairwise(cuts)]
+    return [DeviceMesh(first_device=a, num_devices=b - a) for a, b in pairwise(cuts)]
 
 
 def _table(timeline: Timeline) -> list[str]:

@@ -12,9 +12,9 @@ counts. The programs of the processes are made when asked for (`programs`).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, TransferPlan
@@ -37,12 +37,15 @@ def plan_transfer(
     destination_endpoints: Sequence[Endpoint],
     dtype: str,
     limits: TransferLimits | None = None,
+    only: Collection[str] | None = None,
 ) -> TransferPlan:
     """Plan how the destination layout gets the source layout's weights.
 
     Args:
         dtype: element type on the way, a key of `limits.ELEMENT_BYTES`.
         limits: what may be in flight at once; the defaults suit one node of GPUs.
+        only: names of the canonical tensors that move, such as those whose digest changed;
+            what stores the others is not written. None for all.
 
     Raises:
         InvalidInput: a layout does not fit the model, the endpoints do not fit a layout, or
@@ -54,11 +57,17 @@ def plan_transfer(
     want = side_of(
         architecture, destination, destination_endpoints, numbers, "destination_endpoints"
     )
-    lines = lines_between(architecture, have, want)
+    names = canonical_names(architecture)
+    if only is not None:
+        unknown = set(only).difference(names)
+        raise_problems(
+            Problem("only", f"names {name}, which is unknown") for name in sorted(unknown)
+        )
+    lines = lines_between(architecture, have, want, only)
     routes = route(lines, have, want)
     return TransferPlan(
         endpoints=tuple(numbers),
-        canonical_tensors=canonical_names(architecture),
+        canonical_tensors=names,
         dtype=dtype,
         programs=PlannedPrograms(
             lines=lines,
@@ -76,11 +85,19 @@ def _number_endpoints(endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
     """Number the processes in the order of first sight.
 
     Raises:
-        InvalidInput: one name stands for two different processes.
+        InvalidInput: one name stands for two different processes, or a device is in two nodes.
     """
     distinct = tuple(dict.fromkeys(endpoints))
-    names = [endpoint.name for endpoint in distinct]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    names = Counter(endpoint.name for endpoint in distinct)
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise InvalidInput.at("endpoints", f"{twice[0]} is named with two devices or nodes")
+    node_of: dict[int, int] = {}
+    for endpoint in distinct:
+        if node_of.setdefault(endpoint.device, endpoint.node) != endpoint.node:
+            raise InvalidInput.at(
+                "endpoints",
+                f"device {endpoint.device} is said to be in node {node_of[endpoint.device]} and, "
+                f"by {endpoint.name}, in node {endpoint.node}",
+            )
     return {endpoint: index for index, endpoint in enumerate(distinct)}

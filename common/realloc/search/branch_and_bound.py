@@ -51,8 +51,8 @@ class BoundPass:
         self._weights = np.zeros((depths + 1, tasks))
         self._limits = np.array([target, np.inf])  # target, best seconds
         self._state = np.zeros(1, dtype=np.int64)  # depth
-        root = choice_bound(*bounds, self._choice[0], self._weights[0])
-        self.root_bound = float(root)
+        choice_bound(*bounds, self._choice[0], self._weights[0])
+        self.target = target
         self.best = np.zeros(calls, dtype=np.int64)
 
     def advance(self, best_seconds: float, nodes: int) -> PassStep:

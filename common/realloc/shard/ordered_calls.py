@@ -76,7 +76,8 @@ class OrderedCalls:
             return
         turn = self._turns[sequence] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait_for(turn, timeout)
+            async with asyncio.timeout(timeout):
+                await turn
         except TimeoutError:
             raise Unavailable(
                 f"call {sequence} waited {timeout:.0f} s for call {self._next} before it"

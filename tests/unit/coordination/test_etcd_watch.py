@@ -92,14 +92,15 @@ ALIVE = History(identity=b"1", revision=99)
 def test_a_watch_goes_on_after_its_last_event() -> None:
     """While it catches up, the header is ahead: only events and signs of progress count."""
     script = Script(
+        [created()],
         [created(), events(5, 5, 7, header=99)],
         [created(), events(8, header=99), events(header=50)],
         [created(), events(51, header=51)],
-        histories=[ALIVE] * 3,
+        histories=[ALIVE] * 4,
     )
     seen, asked = script.run(5)
     assert seen == [5, 5, 7, 8, 51]
-    assert asked == [5, 8, 51]
+    assert asked == [5, 5, 8, 51]
 
 
 def test_a_watch_waits_for_an_etcd_that_is_not_there() -> None:

