@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
 from realloc.transfer import agreement
-from realloc.transfer.communicator import Direction
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.local import LocalPending, LocalWorld
 from realloc.transfer.staging import StagingBuffers
@@ -190,7 +189,7 @@ class _LateWorld(LocalWorld):
 
     def post(self, pending: LocalPending) -> None:
         operation = pending.operation
-        if operation.endpoint == 1 and operation.direction is Direction.SEND:
+        if operation.endpoint == 1 and operation.round == 2:
             self._sent.set()
         if operation.endpoint == 0:
             self._sent.wait(0.2)
