@@ -40,9 +40,9 @@ class ExhaustiveSearcher:
         found = np.array([np.inf])
         more = True
         while more and not progress.is_over:
-            decided = _enumerate(*tables, flat, starts, digits, best, found, _CHUNK)
-            progress.evaluations += decided
-            more = decided == _CHUNK
+            more = progress.evaluate(
+                lambda: _enumerate(*tables, flat, starts, digits, best, found, _CHUNK)
+            )
             if progress.offer(best, found[0]):
                 yield progress.result()
         if not more:
@@ -63,16 +63,16 @@ def _enumerate(
     best: Ints,
     found: Floats,
     limit: int,
-) -> int:
+) -> tuple[bool, int]:
     """Evaluate up to `limit` plans from `digits` on; the last call's option changes fastest.
 
     Returns:
-        Plans decided; fewer than `limit` where the enumeration ended.
+        Whether there are more plans, and how many were decided.
     """
     plan = np.empty(s.num_calls, dtype=np.int64)
     for done in range(limit):
         if digits[0] == starts[1] - starts[0]:
-            return done
+            return False, done
         for c in range(s.num_calls):
             plan[c] = flat[starts[c] + digits[c]]
         value = evaluate(s, ints, reals, plan, found[0])
@@ -85,4 +85,4 @@ def _enumerate(
             digits[c] = 0
             c -= 1
             digits[c] += 1
-    return limit
+    return True, limit

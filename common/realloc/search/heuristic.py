@@ -29,14 +29,13 @@ class HeuristicSearcher:
     ) -> Iterator[SearchResult]:
         """See `Searcher.search`; neither the seed nor the time changes anything."""
         progress = Progress(self.name, problem, seconds)
-        plan, value, decided = symmetric_plan(problem, build_tables(problem, rules))
-        progress.evaluations = decided
-        progress.offer(plan, value)
+        tables = build_tables(problem, rules)
+        progress.offer(*progress.evaluate(lambda: symmetric_plan(problem, tables)))
         yield progress.result()
 
 
-def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[Ints, float, int]:
-    """The best symmetric plan that coordinate descent finds, its seconds, plans decided.
+def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[tuple[Ints, float], int]:
+    """The best symmetric plan that coordinate descent finds, its seconds, and plans decided.
 
     Where no symmetric plan fits the memory, the plan that needs the least memory is improved
     over all options instead.
@@ -54,13 +53,13 @@ def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[Ints, float,
             continue
         value = evaluate(*tables, plan, np.inf)
         value, decided = descend(*tables, candidates.options, candidates.starts, plan, value, 0)
-        return plan, value, decided + 1
+        return (plan, value), decided + 1
     peak, plan, _ = smallest_memory(problem)
     if peak > problem.device_memory_bytes:
         raise_infeasible(problem)
     value = evaluate(*tables, plan, np.inf)
     value, decided = descend(*tables, everything.options, everything.starts, plan, value, 0)
-    return plan, value, decided + 1
+    return (plan, value), decided + 1
 
 
 def _on_largest_mesh(problem: SearchProblem, candidates: Candidates) -> Candidates:

@@ -60,8 +60,10 @@ class McmcSearcher:
         beta = self.relative_beta / scale if scale > 0 else self.relative_beta
         while not progress.is_over:
             arrays = (candidates.options, candidates.starts, plan, best, found)
-            progress.evaluations += _walk(*tables, *arrays, beta, _CHUNK, state)
-            if progress.offer(best, found[0]):
+            seconds_found = progress.evaluate(
+                lambda: _walk(*tables, *arrays, beta, _CHUNK, state)  # noqa: B023  # called at once
+            )
+            if progress.offer(best, seconds_found):
                 yield progress.result()
         if not progress.options:
             peak, least, _ = smallest_memory(problem)
@@ -84,7 +86,7 @@ def _walk(
     beta: float,
     steps: int,
     state: RandomState,
-) -> int:
+) -> tuple[float, int]:
     """Advance the chain; `found` holds the best seconds and the cost of `plan` (−1: unknown)."""
     if found[1] < 0.0:
         found[1] = _cost(s, ints, reals, plan, best, found)
@@ -98,7 +100,7 @@ def _walk(
             found[1] = cost
         else:
             plan[c] = kept
-    return steps
+    return found[0], steps
 
 
 @compiled

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from realloc.core.errors import InvalidInput
 from realloc.cost.simulator import SimulationRules
 from realloc.search.problem import SearchProblem
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class SearchResult:
     """No feasible plan takes fewer seconds; 0 where nothing was proved."""
     evaluations: int
     """Plans decided: simulated, or known by an exact bound to be no better than the best."""
+    evaluations_per_second: float
+    """While plans were evaluated, without the time for bounds and tables."""
     elapsed_seconds: float
     trace: tuple[Improvement, ...]
 
@@ -46,10 +50,6 @@ class SearchResult:
     def gap(self) -> float:
         """(seconds − lower bound) / seconds, 0 where the plan is proven optimal."""
         return (self.seconds - self.lower_bound) / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def evaluations_per_second(self) -> float:
-        return self.evaluations / max(self.elapsed_seconds, 1e-9)
 
 
 class Searcher(Protocol):
@@ -104,6 +104,17 @@ class Progress:
         self.seconds = math.inf
         self.lower_bound = 0.0
         self.evaluations = 0
+        self._timed_evaluations = 0
+        self._evaluating_seconds = 0.0
+
+    def evaluate(self, stretch: Callable[[], tuple[T, int]]) -> T:
+        """Run a stretch of evaluations; it returns a value and how many plans it decided."""
+        begin = time.perf_counter()
+        value, decided = stretch()
+        self._evaluating_seconds += time.perf_counter() - begin
+        self._timed_evaluations += decided
+        self.evaluations += decided
+        return value
 
     @property
     def elapsed_seconds(self) -> float:
@@ -152,6 +163,7 @@ class Progress:
             peak_bytes=self._problem.peak_bytes(self.options),
             lower_bound=self.lower_bound,
             evaluations=self.evaluations,
+            evaluations_per_second=self._timed_evaluations / max(self._evaluating_seconds, 1e-9),
             elapsed_seconds=self.elapsed_seconds,
             trace=tuple(self._trace),
         )
