@@ -307,7 +307,9 @@ def move_seconds(
     )
     incoming = size / parts[None, :] * (1 - 0.9 * held)
     outgoing = size / parts[:, None] * np.maximum(1.0, copies[None, :] / copies[:, None] / 8)
-    seconds = np.maximum(incoming, outgoing * (1 - 0.9 * held)) / bandwidth + 0.05
+    seconds: NDArray[np.float64] = (
+        np.maximum(incoming, outgoing * (1 - 0.9 * held)) / bandwidth + 0.05
+    )
     np.fill_diagonal(seconds, 0.0)
     return seconds
 

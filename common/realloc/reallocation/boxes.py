@@ -5,7 +5,7 @@ block. Atoms with the same source holders and the same destination holders form 
 they can travel together, so a plan reasons about a few classes instead of millions of boxes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +56,14 @@ def intersect(
     tensors: Sequence[ModelTensor],
     source: Sequence[LocalTensors],
     destination: Sequence[LocalTensors],
+    moved: Collection[int],
 ) -> tuple[AtomClass, ...]:
     """The classes of one section.
 
     Args:
         tensors: canonical tensors of the section.
         source, destination: by holder, the local parameters of the section.
+        moved: numbers of the tensors to intersect; the others are left out.
 
     Raises:
         InvalidInput: the destination wants a box that no source holder has.
@@ -72,6 +74,8 @@ def intersect(
     )
     drafts: dict[tuple[tuple[int, ...], tuple[int, ...]], _Draft] = {}
     for tensor, (sources, destinations) in enumerate(zip(have, want, strict=True)):
+        if tensor not in moved:
+            continue
         rows = _cuts(sources, destinations, 0)
         cols = _cuts(sources, destinations, 2)
         sources_at = _cover(sources, rows, cols)

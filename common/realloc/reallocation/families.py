@@ -238,7 +238,10 @@ def canonical_names(architecture: ModelArchitecture) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def layer_tensors(architecture: ModelArchitecture) -> tuple[ModelTensor, ...]:
-    """The tensors of one layer, named without ``model.layers.N.``; all layers are alike."""
+    """The tensors of one layer, named without ``model.layers.N.``; all layers are alike.
+
+    Experts come last, expert by expert.
+    """
     check_known_family(architecture, KNOWN_FAMILIES)
     sizes = _sizes(architecture)
     tensors: list[ModelTensor] = []

@@ -7,15 +7,16 @@ what is a matter of cutting the line. The number of lines depends on the layouts
 model: layers are alike.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Int64
 from realloc.reallocation.boxes import AtomClass, intersect
-from realloc.reallocation.families import layer_tensors, outer_tensors
+from realloc.reallocation.families import ModelTensor, layer_tensors, outer_tensors
 from realloc.reallocation.layouts.provider import CanonicalNumbering
 from realloc.reallocation.sides import Side
 
@@ -88,50 +89,65 @@ class Lines:
         return self.atoms.base[of] + element % self.atoms.elements[of]
 
 
-def lines_between(architecture: ModelArchitecture, source: Side, destination: Side) -> Lines:
+def lines_between(
+    architecture: ModelArchitecture,
+    source: Side,
+    destination: Side,
+    only: Collection[str] | None = None,
+) -> Lines:
     """Cut a model into lines.
+
+    Args:
+        only: names of the canonical tensors that move; None for all.
 
     Raises:
         InvalidInput: the source layout lacks something that the destination wants.
     """
     outer, layer = outer_tensors(architecture), layer_tensors(architecture)
-    outer_classes = intersect(outer, source.outer_holders, destination.outer_holders)
-    layer_classes = intersect(layer, source.layer_holders, destination.layer_holders)
     numbering = CanonicalNumbering.of(architecture)
     draft = _Draft()
-    for atom_class in outer_classes:
+    once = draft.add_instances(np.array([-1]))
+    moved = {i for i, of in enumerate(outer) if only is None or of.tensor.name in only}
+    for atom_class in intersect(outer, source.outer_holders, destination.outer_holders, moved):
         draft.add_class(atom_class, numbering.outer, numbering.outer_cols)
-        draft.add_line(
-            atom_class,
-            np.array([-1]),
-            [source.outer_ranks(holder) for holder in atom_class.sources],
-            [destination.outer_ranks(holder) for holder in atom_class.destinations],
-        )
-    stages = [
-        (
-            have,
-            want,
-            np.flatnonzero((source.layer_stage == have) & (destination.layer_stage == want)),
-        )
+        draft.add_line(once, source.outer_ranks, destination.outer_ranks)
+    for tensors, layers in _alike(layer, architecture.num_layers, only):
+        stages = []
         for have, want in product(
             range(len(source.slice_ranks)), range(len(destination.slice_ranks))
-        )
-    ]
-    for atom_class in layer_classes:
-        draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
-        for have, want, layers in stages:
-            if len(layers):
-                draft.add_line(
-                    atom_class,
-                    layers,
-                    [source.slice_ranks[have][holder] for holder in atom_class.sources],
-                    [destination.slice_ranks[want][holder] for holder in atom_class.destinations],
-                )
+        ):
+            held = (source.layer_stage[layers] == have) & (destination.layer_stage[layers] == want)
+            if held.any():
+                run = draft.add_instances(layers[held])
+                stages.append((run, source.slice_ranks[have], destination.slice_ranks[want]))
+        for atom_class in intersect(
+            layer, source.layer_holders, destination.layer_holders, tensors
+        ):
+            draft.add_class(atom_class, numbering.layer(0), numbering.layer_cols)
+            for run, sources, destinations in stages:
+                draft.add_line(run, sources, destinations)
     return draft.finish(len(layer))
 
 
+def _alike(
+    layer: tuple[ModelTensor, ...], num_layers: int, only: Collection[str] | None
+) -> list[tuple[set[int], Int64]]:
+    """Groups of layers of which the same tensors move: the tensors, and the layers."""
+    if only is None:
+        return [(set(range(len(layer))), np.arange(num_layers))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number in range(num_layers):
+        prefix = f"model.layers.{number}."
+        tensors = tuple(i for i, of in enumerate(layer) if prefix + of.tensor.name in only)
+        groups.setdefault(tensors, []).append(number)
+    return [(set(tensors), np.array(layers)) for tensors, layers in groups.items() if tensors]
+
+
+_RanksByHolder = tuple[tuple[int, ...], ...]
+
+
 class _Draft:
-    """Collects classes and lines."""
+    """Collects classes, instances and lines."""
 
     def __init__(self) -> None:
         self._classes: list[AtomClass] = []
@@ -139,61 +155,60 @@ class _Draft:
         self._stride: list[Int64] = []
         self._lines: list[Line] = []
         self._instances: list[Int64] = []
-        self._instance_runs: dict[bytes, int] = {}
-        self._places = 0
-        self.num_instances = 0
+        self._num_instances = 0
+        self._num_places = 0
+
+    def add_instances(self, layers: Int64) -> range:
+        """Layers (or −1) that lines run over; their places in the list of instances."""
+        self._instances.append(layers)
+        self._num_instances += len(layers)
+        return range(self._num_instances - len(layers), self._num_instances)
 
     def add_class(
         self, atom_class: AtomClass, numbers: tuple[int, ...] | range, cols: tuple[int, ...]
     ) -> None:
-        if self._classes:
-            self._places += _num_places(self._classes[-1])
+        """Open a class, to which the next lines belong."""
         self._classes.append(atom_class)
         self._canonical.append(np.array(numbers, dtype=np.int64)[atom_class.tensor])
         self._stride.append(np.array(cols, dtype=np.int64)[atom_class.tensor])
-
-    def add_line(
-        self, atom_class: AtomClass, layers: Int64, sources: list[Int64], destinations: list[Int64]
-    ) -> None:
         size = len(atom_class.tensor)
-        after = self._places + size * len(atom_class.sources)
+        sources, destinations = len(atom_class.sources), len(atom_class.destinations)
+        self._source_places = range(self._num_places, self._num_places + size * sources, size)
+        self._num_places += size * sources
+        self._destination_places = range(
+            self._num_places, self._num_places + size * destinations, size
+        )
+        self._num_places += size * destinations
+        self._num_elements = atom_class.num_elements
+
+    def add_line(self, run: range, sources: _RanksByHolder, destinations: _RanksByHolder) -> None:
+        """A line of the open class over a run of instances."""
+        of = self._classes[-1]
         self._lines.append(
             Line(
                 atom_class=len(self._classes) - 1,
-                first_instance=self._instance_run(layers),
-                num_elements=atom_class.num_elements * len(layers),
-                sources=tuple(int(rank) for ranks in sources for rank in ranks),
-                source_places=_places(sources, self._places, size),
-                destinations=tuple(int(rank) for ranks in destinations for rank in ranks),
-                destination_places=_places(destinations, after, size),
+                first_instance=run.start,
+                num_elements=self._num_elements * len(run),
+                sources=_ranks(sources, of.sources),
+                source_places=_places(sources, of.sources, self._source_places),
+                destinations=_ranks(destinations, of.destinations),
+                destination_places=_places(destinations, of.destinations, self._destination_places),
             )
         )
 
-    def _instance_run(self, layers: Int64) -> int:
-        """Where the layers stand in the list of instances; equal lists are shared."""
-        key = layers.tobytes()
-        if key not in self._instance_runs:
-            self._instance_runs[key] = self.num_instances
-            self._instances.append(layers)
-            self.num_instances += len(layers)
-        return self._instance_runs[key]
-
     def finish(self, tensors_per_layer: int) -> Lines:
         classes = self._classes
-        rows = np.concatenate([c.rows for c in classes])
-        cols = np.concatenate([c.cols for c in classes])
-        stride = np.concatenate(self._stride)
-        start = np.concatenate([c.row for c in classes]) * stride
+        rows = _joined([c.rows for c in classes])
+        cols = _joined([c.cols for c in classes])
+        stride = _joined(self._stride)
+        start = _joined([c.row for c in classes]) * stride
         ends = np.cumsum(rows * cols)
         elements = np.array([c.num_elements for c in classes], dtype=np.int64)
-        places = np.concatenate(
-            [
-                side.transpose(1, 0, 2).reshape(3, -1)
-                for c in classes
-                for side in (c.source_places, c.destination_places)
-            ],
-            axis=1,
-        )
+        places = [
+            side.transpose(1, 0, 2).reshape(3, -1)
+            for c in classes
+            for side in (c.source_places, c.destination_places)
+        ]
         return Lines(
             lines=tuple(self._lines),
             line_class=np.array([line.atom_class for line in self._lines], dtype=np.int64),
@@ -207,22 +222,31 @@ class _Draft:
                 begin=ends - rows * cols,
                 rows=rows,
                 cols=cols,
-                canonical=np.concatenate(self._canonical),
-                canonical_start=start + np.concatenate([c.col for c in classes]),
+                canonical=_joined(self._canonical),
+                canonical_start=start + _joined([c.col for c in classes]),
                 canonical_stride=stride,
-                place_tensor=places[0],
-                place_start=places[1],
-                place_stride=places[2],
+                place_tensor=_joined([of[0] for of in places]),
+                place_start=_joined([of[1] for of in places]),
+                place_stride=_joined([of[2] for of in places]),
             ),
             instance_layer=np.concatenate(self._instances),
             tensors_per_layer=tensors_per_layer,
         )
 
 
-def _num_places(atom_class: AtomClass) -> int:
-    holders = len(atom_class.sources) + len(atom_class.destinations)
-    return holders * len(atom_class.tensor)
+def _joined(arrays: list[Int64]) -> Int64:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
 
 
-def _places(ranks: list[Int64], first: int, size: int) -> tuple[int, ...]:
-    return tuple(first + holder * size for holder, of in enumerate(ranks) for _ in of)
+def _ranks(ranks: _RanksByHolder, holders: tuple[int, ...]) -> tuple[int, ...]:
+    if len(holders) == 1:
+        return ranks[holders[0]]
+    return tuple(chain.from_iterable(ranks[holder] for holder in holders))
+
+
+def _places(ranks: _RanksByHolder, holders: tuple[int, ...], places: range) -> tuple[int, ...]:
+    if len(holders) == 1:
+        return (places[0],) * len(ranks[holders[0]])
+    return tuple(
+        place for holder, place in zip(holders, places, strict=True) for _ in ranks[holder]
+    )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from realloc.core.transfer import Int64
+from realloc.reallocation.flows import Flows, Routes
 from realloc.reallocation.lines import Lines
-from realloc.reallocation.routing import Flows, Routes
 from realloc.reallocation.schedule import FORWARD_DELAY, Schedule
 
 

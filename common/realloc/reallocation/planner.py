@@ -12,9 +12,9 @@ counts. The programs of the processes are made when asked for (`programs`).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, TransferPlan
@@ -37,12 +37,15 @@ def plan_transfer(
     destination_endpoints: Sequence[Endpoint],
     dtype: str,
     limits: TransferLimits | None = None,
+    only: Collection[str] | None = None,
 ) -> TransferPlan:
     """Plan how the destination layout gets the source layout's weights.
 
     Args:
         dtype: element type on the way, a key of `limits.ELEMENT_BYTES`.
         limits: what may be in flight at once; the defaults suit one node of GPUs.
+        only: names of the canonical tensors that move, such as those whose digest changed;
+            what stores the others is not written. None for all.
 
     Raises:
         InvalidInput: a layout does not fit the model, the endpoints do not fit a layout, or
@@ -54,11 +57,17 @@ def plan_transfer(
     want = side_of(
         architecture, destination, destination_endpoints, numbers, "destination_endpoints"
     )
-    lines = lines_between(architecture, have, want)
+    names = canonical_names(architecture)
+    if only is not None:
+        unknown = set(only).difference(names)
+        raise_problems(
+            Problem("only", f"names {name}, which is unknown") for name in sorted(unknown)
+        )
+    lines = lines_between(architecture, have, want, only)
     routes = route(lines, have, want)
     return TransferPlan(
         endpoints=tuple(numbers),
-        canonical_tensors=canonical_names(architecture),
+        canonical_tensors=names,
         dtype=dtype,
         programs=PlannedPrograms(
             lines=lines,

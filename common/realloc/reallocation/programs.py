@@ -20,9 +20,9 @@ from realloc.reallocation.blocks import (
     rectangles_of,
     send_places,
 )
+from realloc.reallocation.flows import Routes
 from realloc.reallocation.lines import Lines
 from realloc.reallocation.parts import Parts, parts_of
-from realloc.reallocation.routing import Routes
 from realloc.reallocation.schedule import Schedule
 from realloc.reallocation.sides import Side
 

@@ -8,93 +8,15 @@ to balance: first the links between nodes, then those inside nodes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from realloc.core.transfer import Int64
 from realloc.reallocation.balance import Demand, Float64, least_busiest, spread
+from realloc.reallocation.flows import Flows, LinkBounds, Routes
 from realloc.reallocation.lines import Lines
 from realloc.reallocation.sides import Side
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Flows:
-    """Struct of arrays, one entry per part of a line that one process sends another."""
-
-    line: Int64
-    begin: Int64
-    end: Int64
-    """Elements of the line."""
-    sender: Int64
-    """Endpoint; it reads rank ``sender_rank``'s parameters by ``sender_place``."""
-    sender_rank: Int64
-    sender_place: Int64
-    receiver: Int64
-    receiver_rank: Int64
-    receiver_place: Int64
-
-    def __len__(self) -> int:
-        return len(self.line)
-
-    def take(self, index: NDArray[np.int64]) -> "Flows":
-        """The flows at these positions."""
-        return Flows(**{name: getattr(self, name)[index] for name in _FLOW_FIELDS})
-
-    def with_range(self, begin: Int64, end: Int64) -> "Flows":
-        """The same flows over other elements of their lines."""
-        return replace(self, begin=begin, end=end)
-
-    @staticmethod
-    def concatenate(first: "Flows", second: "Flows") -> "Flows":
-        """The flows of both, one after the other."""
-        return Flows(
-            **{
-                name: np.concatenate([getattr(first, name), getattr(second, name)])
-                for name in _FLOW_FIELDS
-            }
-        )
-
-    @property
-    def num_elements(self) -> Int64:
-        return self.end - self.begin
-
-
-_FLOW_FIELDS = (
-    "line",
-    "begin",
-    "end",
-    "sender",
-    "sender_rank",
-    "sender_place",
-    "receiver",
-    "receiver_rank",
-    "receiver_place",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Routes:
-    """All flows of a plan, and how far from balance they are."""
-
-    direct: Flows
-    """From source ranks, ordered by pair of processes, small lines first."""
-    forwards: Flows
-    """From destination ranks that received the same part before, ordered by ``parent``."""
-    parent: Int64
-    """[forwards] the direct flow whose part is passed on."""
-    bounds: "LinkBounds"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkBounds:
-    """Least possible elements on the busiest link, in any spread over replicas."""
-
-    inside_send: int
-    """To other devices of the node."""
-    network_send: int
-    network_receive: int
 
 
 @dataclass(slots=True)
@@ -107,12 +29,20 @@ class _Requests:
     receivers: list[tuple[int, ...]] = field(default_factory=list)
     """Positions among the line's destinations."""
     amount: int = 0
+    """Elements asked for, those included that left no choice and stand in no list."""
+
+    def add(self, line: int, holders: tuple[int, ...], receivers: tuple[int, ...]) -> None:
+        """Ask for a whole line."""
+        self.lines.append(line)
+        self.holders.append(holders)
+        self.receivers.append(receivers)
 
 
 _ROW_GRAIN = 256
 """A cut may move by this fraction of the part before it."""
 _RequestsBySet = dict[tuple[int, ...], _Requests]
 """By candidates: ranks of the source (for entries: of the destination)."""
+_Held = tuple[dict[int, int], dict[int, tuple[int, ...]]]
 _Part = tuple[int, int, int]
 """Begin, end, and the position of who has it."""
 _Cuts = dict[tuple[int, tuple[int, ...]], list[_Part]]
@@ -121,14 +51,14 @@ _Cuts = dict[tuple[int, tuple[int, ...]], list[_Part]]
 
 def route(lines: Lines, source: Side, destination: Side) -> Routes:
     """Choose senders, entry points and forwards for every line."""
-    work = _Work(lines, source, destination)
+    router = Router(lines, source, destination)
     for line in range(len(lines.lines)):
-        work.sort_needs(line)
-    return work.routes()
+        router.sort_needs(line)
+    return router.routes()
 
 
-class _Work:
-    """The state of one routing."""
+class Router:
+    """The state of one routing: flows so far, and what candidates are asked for."""
 
     def __init__(self, lines: Lines, source: Side, destination: Side) -> None:
         self._lines = lines
@@ -139,6 +69,7 @@ class _Work:
         self._node = destination.node.tolist()
         self._direct: list[tuple[int, ...]] = []
         self._forwards: list[tuple[int, ...]] = []
+        self._held: dict[tuple[int, ...], _Held] = {}
         self._network: _RequestsBySet = {}
         self._inside: _RequestsBySet = {}
         self._entries: _RequestsBySet = {}
@@ -146,10 +77,7 @@ class _Work:
     def sort_needs(self, number: int) -> None:
         """Copy what is on the device; ask the node, else the network, for the rest."""
         line = self._lines.lines[number]
-        on_device = {self._source_device[rank]: i for i, rank in enumerate(line.sources)}
-        in_node: dict[int, list[int]] = {}
-        for i, rank in enumerate(line.sources):
-            in_node.setdefault(self._source_node[rank], []).append(i)
+        on_device, in_node = self._where_held(line.sources)
         needs: dict[int, list[int]] = {}
         for j, rank in enumerate(line.destinations):
             i = on_device.get(self._device[rank], -1)
@@ -157,33 +85,50 @@ class _Work:
                 self._add_direct(number, 0, line.num_elements, i, j)
             else:
                 needs.setdefault(self._node[rank], []).append(j)
-        everywhere = tuple(range(len(line.sources)))
         for node, missing in needs.items():
-            receivers = tuple(missing)
             if node in in_node:
-                near = tuple(in_node[node])
-                for j in receivers:
-                    self._ask(self._inside, line.sources, near, number, (j,))
+                self._ask_node(number, in_node[node], missing)
             else:
-                self._ask(self._network, line.sources, everywhere, number, receivers)
-                self._ask(self._entries, line.destinations, receivers, number, receivers)
+                self._ask_network(number, tuple(missing))
 
-    def _ask(
-        self,
-        requests: _RequestsBySet,
-        ranks: tuple[int, ...],
-        holders: tuple[int, ...],
-        line: int,
-        receivers: tuple[int, ...],
-    ) -> None:
-        candidates = ranks if len(holders) == len(ranks) else tuple(ranks[i] for i in holders)
-        of = requests.get(candidates)
-        if of is None:
-            of = requests[candidates] = _Requests()
-        of.lines.append(line)
-        of.holders.append(holders)
-        of.receivers.append(receivers)
-        of.amount += self._lines.lines[line].num_elements
+    def _where_held(self, sources: tuple[int, ...]) -> _Held:
+        """Positions in ``sources`` by device, and by node."""
+        held = self._held.get(sources)
+        if held is None:
+            by_node: dict[int, list[int]] = {}
+            for i, rank in enumerate(sources):
+                by_node.setdefault(self._source_node[rank], []).append(i)
+            held = self._held[sources] = (
+                {self._source_device[rank]: i for i, rank in enumerate(sources)},
+                {node: tuple(near) for node, near in by_node.items()},
+            )
+        return held
+
+    def _ask_node(self, number: int, near: tuple[int, ...], missing: list[int]) -> None:
+        """Each of the missing gets the line from one of those in its node."""
+        line = self._lines.lines[number]
+        of = _requests(self._inside, tuple(line.sources[i] for i in near))
+        of.amount += line.num_elements * len(missing)
+        for j in missing:
+            if len(near) == 1:
+                self._add_direct(number, 0, line.num_elements, near[0], j)
+            else:
+                of.add(number, near, (j,))
+
+    def _ask_network(self, number: int, receivers: tuple[int, ...]) -> None:
+        """The line enters a node once, at one of the receivers, and fans out to the others."""
+        line = self._lines.lines[number]
+        entries = _requests(self._entries, tuple(line.destinations[j] for j in receivers))
+        network = _requests(self._network, line.sources)
+        entries.amount += line.num_elements
+        network.amount += line.num_elements
+        if len(receivers) > 1:
+            entries.add(number, receivers, receivers)
+        if len(receivers) > 1 or len(line.sources) > 1:
+            network.add(number, tuple(range(len(line.sources))), receivers)
+        else:
+            # Nothing to choose: most requests of finely cut layouts end here.
+            self._add_direct(number, 0, line.num_elements, 0, receivers[0])
 
     def routes(self) -> Routes:
         """Spread what was asked for, and make the flows."""
@@ -192,11 +137,13 @@ class _Work:
         bounds = (_bound(self._network, network_load), _bound(self._entries, entry_load))
         entered = self._cut(self._entries, entries)
         for (number, receivers), parts in self._cut(self._network, network).items():
-            self._enter(number, receivers, _refine(parts, entered[number, receivers]))
+            if len(receivers) > 1:
+                self._enter(number, receivers, _refine(parts, entered[number, receivers]))
+            else:
+                self._add_parts(number, parts, receivers[0])
         inside, _ = _spread(self._inside, self._forwarded_by_sources())
         for (number, (j,)), parts in self._cut(self._inside, inside).items():
-            for begin, end, i in parts:
-                self._add_direct(number, begin, end, i, j)
+            self._add_parts(number, parts, j)
         return self._finish(bounds)
 
     def _cut(self, requests: _RequestsBySet, shares: list[Float64]) -> _Cuts:
@@ -237,6 +184,10 @@ class _Work:
             for j in receivers:
                 if j != entry:
                     self._add_forward(number, begin, end, entry, j, parent)
+
+    def _add_parts(self, number: int, parts: list[_Part], j: int) -> None:
+        for begin, end, i in parts:
+            self._add_direct(number, begin, end, i, j)
 
     def _add_direct(self, number: int, begin: int, end: int, i: int, j: int) -> None:
         line = self._lines.lines[number]
@@ -321,6 +272,13 @@ def _flows(rows: Int64, senders: Int64, receivers: Int64) -> Flows:
         receiver_rank=receiver,
         receiver_place=receiver_place,
     )
+
+
+def _requests(requests: _RequestsBySet, candidates: tuple[int, ...]) -> _Requests:
+    of = requests.get(candidates)
+    if of is None:
+        of = requests[candidates] = _Requests()
+    return of
 
 
 def _demands(requests: _RequestsBySet) -> list[Demand]:

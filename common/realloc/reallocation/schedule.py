@@ -16,9 +16,9 @@ import numpy as np
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import Int64
+from realloc.reallocation.flows import Routes
 from realloc.reallocation.limits import Buffers, TransferLimits
 from realloc.reallocation.lines import Lines
-from realloc.reallocation.routing import Routes
 
 FORWARD_DELAY = 2
 """Rounds between receiving a part and passing it on."""

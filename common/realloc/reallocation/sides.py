@@ -30,7 +30,7 @@ class Side:
     """[ranks] global device id."""
     node: Int64
     """[ranks] node of the device."""
-    slice_ranks: tuple[tuple[Int64, ...], ...]
+    slice_ranks: tuple[tuple[tuple[int, ...], ...], ...]
     """[stages][slices] the ranks of each slice and stage, ascending."""
     layer_holders: tuple[LocalTensors, ...]
     """[slices] one layer's parameters."""
@@ -47,13 +47,9 @@ class Side:
     tensor_names: "TensorNames"
 
     @property
-    def num_slices(self) -> int:
-        return len(self.layer_holders)
-
-    def outer_ranks(self, holder: int) -> Int64:
-        """Ranks of a holder of outer tensors."""
-        stage, slice_ = divmod(holder, self.num_slices)
-        return self.slice_ranks[stage][slice_]
+    def outer_ranks(self) -> tuple[tuple[int, ...], ...]:
+        """[stages · slices] ranks of each holder of outer tensors."""
+        return tuple(ranks for stage in self.slice_ranks for ranks in stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +113,7 @@ def side_of(
         endpoint=np.array([numbers[endpoint] for endpoint in endpoints], dtype=np.int64),
         device=np.array([endpoint.device for endpoint in endpoints], dtype=np.int64),
         node=np.array([endpoint.node for endpoint in endpoints], dtype=np.int64),
-        slice_ranks=tuple(tuple(np.array(r, dtype=np.int64) for r in row) for row in ranks),
+        slice_ranks=tuple(tuple(map(tuple, row)) for row in ranks),
         layer_holders=layer,
         outer_holders=outer,
         layer_stage=layer_stage,

@@ -3,8 +3,8 @@
 import numpy as np
 
 from realloc.core.transfer import Int64, Traffic
+from realloc.reallocation.flows import Flows, Routes
 from realloc.reallocation.lines import Lines
-from realloc.reallocation.routing import Flows, Routes
 from realloc.reallocation.sides import Side
 
 

@@ -339,7 +339,7 @@ def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
                     largest = 0.0
                     break
         total += largest
-    return total > (1.0 + 1e-9) * r.num_devices * np.float64(r.device_memory_bytes)
+    return bool(total > (1.0 + 1e-9) * r.num_devices * float(r.device_memory_bytes))
 
 
 @inlined
@@ -354,9 +354,9 @@ def _move_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int
         if source < 0 or target < 0 or source == target:
             return 0.0
         at = ints[r.matrix_start + c] + source * ints[r.matrix_size + c] + target
-        return reals[r.matrix + at]
+        return float(reals[r.matrix + at])
     at = ints[r.least_start + c] + ints[r.coarse + choice[t]] * ints[r.least_columns + c]
-    return reals[r.least + at + ints[r.coarse + choice[c]]]
+    return float(reals[r.least + at + ints[r.coarse + choice[c]]])
 
 
 @inlined
@@ -378,7 +378,7 @@ def _fill_tasks(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
                     ints[r.first + option] < ints[r.last + other]
                     and ints[r.first + other] < ints[r.last + option]
                 )
-                clash |= np.int64(shared) << d
+                clash |= int(shared) << d
         ints[r.task_clash + c] = clash
     for t in range(r.num_calls, r.num_tasks):
         c = ints[r.mover + t]
@@ -398,7 +398,7 @@ def _fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
     """
     worth = 0
     for t in range(r.num_tasks):
-        worth |= np.int64(reals[r.task_seconds + t] > 0.0) << t
+        worth |= int(reals[r.task_seconds + t] > 0.0) << t
     found = 0
     for i in range(r.num_together):
         chosen = ints[r.together + i] & worth
@@ -434,7 +434,7 @@ def _solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats)
     for i in range(rows):
         chosen = ints[r.fitting + i]
         for t in range(columns):
-            reals[tableau + i * width + t] = np.float64((chosen >> t) & 1)
+            reals[tableau + i * width + t] = float((chosen >> t) & 1)
         reals[tableau + i * width + columns] = 1.0
         ints[r.row_label + i] = columns + i
     objective = tableau + rows * width
@@ -499,7 +499,7 @@ def _weigh(r: Relaxation, ints: Ints, reals: Floats, fitting: int, weights: Floa
         chosen = ints[r.fitting + i]
         weight = 0.0
         for t in range(r.num_tasks):
-            weight += weights[t] * np.float64((chosen >> t) & 1)
+            weight += weights[t] * float((chosen >> t) & 1)
         heaviest = max(heaviest, weight)
     bound = 0.0
     for t in range(r.num_tasks):
@@ -519,7 +519,7 @@ def _unrolled_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> f
             area += ints[r.behind + x * r.num_calls + c] * reals[r.area + choice[c]]
         here = max(area / r.num_devices, _path_behind(r, ints, reals, choice, ints[r.ends + x]))
         least = min(least, here)
-    return least / np.float64(r.iterations - 1)
+    return least / float(r.iterations - 1)
 
 
 @inlined

@@ -89,7 +89,7 @@ def _overlaps(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
         last = ints[s.last + plan[c]]
         mask = ints[s.overlap + c]
         for d in range(c):
-            shared = np.int64((ints[s.first + plan[d]] < last) & (first < ints[s.last + plan[d]]))
+            shared = int((ints[s.first + plan[d]] < last) & (first < ints[s.last + plan[d]]))
             mask |= shared << d
             ints[s.overlap + d] |= shared << c
         ints[s.overlap + c] = mask
@@ -210,7 +210,7 @@ def _conflicts(s: Space, ints: Ints, reals: Floats) -> None:
         mask = ints[s.slot_mask + slot]
         conflict = 0
         for other in range(s.num_slots):
-            conflict |= np.int64((mask & ints[s.slot_calls + other]) != 0) << other
+            conflict |= int((mask & ints[s.slot_calls + other]) != 0) << other
         ints[s.conflict + slot] = conflict
 
 
@@ -242,9 +242,7 @@ def _fill_nodes(s: Space, ints: Ints, reals: Floats) -> int:
                 ints[s.queue + queued] = node
                 queued += 1
             if move >= 0:
-                ints[s.missing + i * padded + move] = (
-                    never if i > 0 and i < lag else np.int64(i > 0)
-                )
+                ints[s.missing + i * padded + move] = never if i > 0 and i < lag else int(i > 0)
                 if i == 0 and ints[s.gate + c] == move:
                     ints[s.queue + queued] = move
                     queued += 1
@@ -257,7 +255,7 @@ def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
     shift = s.slot_shift
     padded = 1 << shift
     num_nodes = s.iterations * padded
-    divisor = np.float64(s.iterations - 1)
+    divisor = float(s.iterations - 1)
     lag = (1 + s.staleness) * padded
     queued = _fill_nodes(s, ints, reals)
     for i in range(padded):
@@ -312,7 +310,7 @@ def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
             first_left -= 1
         last_end = max(last_end, end)
         if first_left == 0 and (last_end - first_end) / divisor >= cutoff:
-            return (last_end - first_end) / divisor
+            return float((last_end - first_end) / divisor)
         for j in range(ints[s.after_start + c], ints[s.after_start + c + 1]):
             queued = _release(
                 s, ints, reals, base + ints[s.call_slot + ints[s.after + j]], end, queued, num_nodes

@@ -1,6 +1,7 @@
 """Every plan, one after the other: the oracle on small spaces."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,11 @@ Floats = NDArray[np.float64]
 _CHUNK = 200_000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExhaustiveSearcher:
     """Enumerates all plans; proves the optimum if it has the time to end."""
 
-    name = "exhaustive"
+    name: str = "exhaustive"
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules

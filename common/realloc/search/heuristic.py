@@ -1,6 +1,7 @@
 """The baseline: every call on the whole cluster, as Megatron-style systems place them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,11 @@ from realloc.search.space import Tables, build_tables
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeuristicSearcher:
     """All calls on the largest mesh, each with its best strategy there."""
 
-    name = "heuristic"
+    name: str = "heuristic"
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
@@ -52,13 +54,13 @@ def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[Ints, float,
             continue
         value = evaluate(*tables, plan, np.inf)
         value, decided = descend(*tables, candidates.options, candidates.starts, plan, value, 0)
-        return plan, value, decided
+        return plan, value, decided + 1
     peak, plan, _ = smallest_memory(problem)
     if peak > problem.device_memory_bytes:
         raise_infeasible(problem)
     value = evaluate(*tables, plan, np.inf)
     value, decided = descend(*tables, everything.options, everything.starts, plan, value, 0)
-    return plan, value, decided
+    return plan, value, decided + 1
 
 
 def _on_largest_mesh(problem: SearchProblem, candidates: Candidates) -> Candidates:

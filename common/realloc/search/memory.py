@@ -109,7 +109,8 @@ def _smallest(
     calls = len(starts) - 1
     digit = np.full(calls, -1, dtype=np.int64)
     plan = np.zeros(calls, dtype=np.int64)
-    peak = np.int64(1) << 62
+    nothing = 1 << 62
+    peak = nothing
     depth = 0
     nodes = 0
     while depth >= 0:
@@ -119,7 +120,7 @@ def _smallest(
             depth -= 1
             continue
         nodes += 1
-        if nodes > max_nodes and peak < np.int64(1) << 62:
+        if nodes > max_nodes and peak < nothing:
             return peak, False
         plan[depth] = flat[starts[depth] + digit[depth]]
         here = _partial_peak(plan, depth + 1, first, last, resident, active, layout, model)

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def save_problem(problem: SearchProblem, path: Path) -> None:
     arrays |= {name: getattr(problem, name) for name in INT_ARRAYS}
     arrays |= {f"realloc_seconds_{m}": matrix for m, matrix in problem.realloc_seconds.items()}
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_problem(path: Path) -> SearchProblem:
@@ -53,7 +54,7 @@ def load_problem(path: Path) -> SearchProblem:
         call_names=tuple(str(name) for name in arrays["call_names"]),
         option_seconds=arrays["option_seconds"],
         realloc_seconds=matrices,
-        **{name: arrays[name] for name in INT_ARRAYS},  # type: ignore[arg-type]
+        **{name: arrays[name] for name in INT_ARRAYS},
     )
 
 
@@ -61,11 +62,12 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise NotFound(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InvalidInput.at(str(path), "is one .npy array and not an .npz archive")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise InvalidInput.at(str(path), "is one .npy array and not an .npz archive")
+        with loaded as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.error) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput.at(str(path), f"is not a readable .npz archive: {reason}") from error
 

@@ -55,7 +55,10 @@ class SearchResult:
 class Searcher(Protocol):
     """Finds a plan of few seconds per iteration that fits the memory."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What users select it by."""
+        ...
 
     def search(
         self,

@@ -169,12 +169,14 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
 
 def flat_ints(arrays: Mapping[str, NDArray[Any]]) -> Ints:
     """All arrays one after the other."""
-    return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.int64)
+    flat: Ints = np.concatenate([a.ravel() for a in arrays.values()]).astype(np.int64)
+    return flat
 
 
 def flat_reals(arrays: Mapping[str, NDArray[Any]]) -> Floats:
     """All arrays one after the other."""
-    return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
+    flat: Floats = np.concatenate([a.ravel() for a in arrays.values()]).astype(np.float64)
+    return flat
 
 
 def offsets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
 from realloc.core.transfer import Endpoint, TransferPlan
-from realloc.reallocation.families import canonical_tensors
+from realloc.reallocation.families import canonical_names, canonical_tensors
 from realloc.reallocation.layouts.provider import RankLayout, local_parameters
 from realloc.reallocation.limits import TransferLimits
 from realloc.reallocation.planner import plan_transfer
@@ -70,6 +70,7 @@ class Case:
     node_size: int = 4
     dtype: str = "float32"
     limits: TransferLimits | None = None
+    only: frozenset[str] | None = None
 
     @property
     def have(self) -> list[Endpoint]:
@@ -89,6 +90,7 @@ class Case:
             destination_endpoints=self.want,
             dtype=self.dtype,
             limits=self.limits,
+            only=self.only,
         )
 
     def tables(self, side: Layout) -> list[RankLayout]:
@@ -140,9 +142,13 @@ def run(case: Case, allocate: Allocate = separate) -> TransferPlan:
         {endpoint.name: arrays for endpoint, arrays in zip(case.have, sources, strict=True)},
         {endpoint.name: arrays for endpoint, arrays in zip(case.want, targets, strict=True)},
     )
+    if case.only is not None:
+        for name, weight in zip(canonical_names(case.model), weights, strict=True):
+            weight[...] = weight if name in case.only else np.nan
     for table, arrays in zip(case.tables(case.destination), targets, strict=True):
         expected = filled(table, weights)
         for name, array in expected.items():
             real = ~np.isnan(array)
             np.testing.assert_array_equal(arrays[name][real], array[real], err_msg=name)
+            assert case.only is None or np.isnan(arrays[name][~real]).all()
     return plan

@@ -1,5 +1,7 @@
 """Plans executed by the numpy reference: right weights, each byte once, from anywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,35 @@ def test_one_process_may_hold_both_sides():
     plan = run(case)
     assert len(plan.endpoints) == 2
     assert plan.traffic.cross_process_bytes == plan.traffic.cross_device_bytes
+
+
+def test_only_what_changed_moves():
+    """A plan for some tensors writes those and leaves the others as they are."""
+    only = frozenset(
+        {
+            "model.norm.weight",
+            "model.layers.0.self_attn.k_proj.weight",
+            "model.layers.2.self_attn.k_proj.weight",
+            "model.layers.2.mlp.down_proj.weight",
+        }
+    )
+    case = Case(
+        model=architecture(),
+        source=layout("megatron:d1t2p2"),
+        destination=layout("vllm:d1t2p1", 2),
+        only=only,
+    )
+    names = {
+        plan.canonical_tensors[number]
+        for plan in (run(case),)
+        for program in plan.programs
+        for number in program.receives.blocks.canonical
+    }
+    assert names == only
+    nothing = replace(case, only=frozenset())
+    assert run(nothing).traffic.total_bytes == 0
+    with pytest.raises(InvalidInput, match=r"model\.norm is unknown|model\.norm, which"):
+        replace(case, only=frozenset({"model.norm"})).plan()
 
 
 def test_equal_layouts_move_nothing():

@@ -16,7 +16,6 @@ from realloc.core.layout import LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
 from realloc.reallocation.families import (
-    EXPERT_PARTS,
     Part,
     layer_tensors,
     outer_tensors,
@@ -65,12 +64,14 @@ class MegatronLayout(LayoutProvider):
         local_experts = 1
         if architecture.num_experts:
             local_experts = divide(architecture.num_experts, strategy.expert, "num_experts")
+        first = expert_rank * local_experts
         named: list[tuple[str, Member]] = []
         for index, member in enumerate(layer_tensors(architecture)):
-            local = member.expert - expert_rank * local_experts
-            if member.part in EXPERT_PARTS and not 0 <= local < local_experts:
-                continue
-            named.append((member.megatron.replace("{expert}", str(local)), (index, member)))
+            if member.expert < 0:
+                named.append((member.megatron, (index, member)))
+            elif first <= member.expert < first + local_experts:
+                name = member.megatron.replace("{expert}", str(member.expert - first))
+                named.append((name, (index, member)))
         return tuple(
             _layer_tensor(architecture, name, members, strategy.tensor, rank)
             for name, members in by_name(named)

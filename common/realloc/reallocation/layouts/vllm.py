@@ -15,7 +15,6 @@ from realloc.core.layout import LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
 from realloc.reallocation.families import (
-    EXPERT_PARTS,
     Part,
     layer_tensors,
     outer_tensors,
@@ -54,8 +53,9 @@ class VllmLayout(LayoutProvider):
         self, architecture: ModelArchitecture, strategy: ParallelStrategy, slice_: int
     ) -> tuple[LocalTensor, ...]:
         tensors = list(enumerate(layer_tensors(architecture)))
-        dense = [(m.vllm, (i, m)) for i, m in tensors if m.part not in EXPERT_PARTS]
-        experts = [(i, m) for i, m in tensors if m.part in EXPERT_PARTS]
+        num_dense = sum(member.expert < 0 for _, member in tensors)
+        dense = [(member.vllm, (index, member)) for index, member in tensors[:num_dense]]
+        experts = tensors[num_dense:]
         rank = slice_ % strategy.tensor
         local = [
             _dense_tensor(architecture, name, members, strategy.tensor, rank)
@@ -156,7 +156,8 @@ def _expert_tensors(
         first, last = 0, architecture.num_experts
     hidden = architecture.hidden_size
     ffn = divide(architecture.expert_intermediate_size, cuts, "the experts' hidden size")
-    held = [(index, member) for index, member in experts if first <= member.expert < last]
+    per_expert = len(experts) // architecture.num_experts
+    held = experts[first * per_expert : last * per_expert]
     downs = [index for index, member in held if member.part is Part.EXPERT_DOWN]
     gates_ups = [index for index, member in held if member.part is not Part.EXPERT_DOWN]
     w13, w2 = (
