@@ -35,8 +35,12 @@ def main() -> int:
     os.chdir(ROOT)
     started = time.monotonic()
     say("data set, tokenizer and model configuration → run/arithmetic")
-    subprocess.run([sys.executable, "examples/arithmetic/make_data.py"], check=True)
-    subprocess.run([sys.executable, "examples/arithmetic/make_model.py"], check=True)
+    subprocess.run(
+        [sys.executable, "examples/arithmetic/make_data.py", "run/arithmetic"], check=True
+    )
+    subprocess.run(
+        [sys.executable, "examples/arithmetic/make_model.py", "run/arithmetic/model"], check=True
+    )
     try:
         with local_cluster():
             facts = train(started)

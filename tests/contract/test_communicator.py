@@ -10,7 +10,20 @@ from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Communicator, Memory, Pending
 from tests.support.communicators import NUM_ENDPOINTS, World, make_world
 
-BACKENDS = ("local", "gloo", "shared_memory", "composite")
+
+def needs_gpus(count: int) -> list[pytest.MarkDecorator]:
+    missing = torch.cuda.device_count() < count
+    return [pytest.mark.gpu, pytest.mark.skipif(missing, reason=f"needs {count} GPUs")]
+
+
+BACKENDS = (
+    "local",
+    "gloo",
+    "shared_memory",
+    "composite",
+    pytest.param("cuda_ipc", marks=needs_gpus(1)),
+    pytest.param("nccl", marks=needs_gpus(NUM_ENDPOINTS)),
+)
 SIZES = (1, 8, 4096, 300_001)
 TIMEOUT = 20.0
 
@@ -52,26 +65,31 @@ def exchange(communicator: Communicator) -> bool:
     for number, sender, receiver in pairs_in_order():
         size = SIZES[number]
         if me == sender:
-            buffer = communicator.allocate(size) if number % 2 else torch.empty(size).byte()
+            buffer = (
+                communicator.allocate(size)
+                if number % 2
+                else torch.empty(size, dtype=torch.uint8, device=communicator.device)
+            )
             buffer.copy_(content(me, receiver, number, size))
             started.append(communicator.send(buffer, peer=receiver, round=number))
         elif me == receiver:
-            buffer = torch.zeros(size, dtype=torch.uint8)
+            buffer = torch.zeros(size, dtype=torch.uint8, device=communicator.device)
             started.append(communicator.receive(buffer, peer=sender, round=number))
             received.append((buffer, content(sender, me, number, size)))
     for pending in started:
         pending.wait(TIMEOUT)
-    return all(torch.equal(found, expected) for found, expected in received)
+    return all(torch.equal(found.cpu(), expected) for found, expected in received)
 
 
 def send_typed(communicator: Communicator) -> bool:
     if communicator.endpoint == 0:
-        values = torch.arange(1000, dtype=torch.bfloat16)
+        values = torch.arange(1000, dtype=torch.bfloat16, device=communicator.device)
         communicator.send(values[100:900], peer=1, round=0).wait(TIMEOUT)
     if communicator.endpoint == 1:
-        found = torch.zeros(1000, dtype=torch.bfloat16)
+        found = torch.zeros(1000, dtype=torch.bfloat16, device=communicator.device)
         communicator.receive(found[100:900], peer=0, round=0).wait(TIMEOUT)
         expected = torch.arange(1000, dtype=torch.bfloat16)
+        found = found.cpu()
         return (
             torch.equal(found[100:900], expected[100:900])
             and not found[:100].any()
@@ -106,22 +124,24 @@ def lend(communicator: Communicator) -> bool:
             borrowed = communicator.borrow(4000, peer=0, round=number)
             borrowed.wait(TIMEOUT)
             assert borrowed.message is not None
-            found &= torch.equal(borrowed.message, content(0, 1, number, 5000)[1000:])
+            found &= torch.equal(borrowed.message.cpu(), content(0, 1, number, 5000)[1000:])
             borrowed.release()
         elif communicator.endpoint == 1:
-            plain = torch.zeros(4000, dtype=torch.uint8)
+            plain = torch.zeros(4000, dtype=torch.uint8, device=communicator.device)
             communicator.receive(plain, peer=0, round=number).wait(TIMEOUT)
-            found &= torch.equal(plain, content(0, 1, number, 5000)[1000:])
+            found &= torch.equal(plain.cpu(), content(0, 1, number, 5000)[1000:])
     return found
 
 
 def fill_the_window(communicator: Communicator) -> bool:
     if communicator.endpoint == 2:
         return True
-    peer = 1 - communicator.endpoint
+    peer, device = 1 - communicator.endpoint, communicator.device
     count = communicator.max_operations // 2
-    buffers = [torch.full((1000,), number, dtype=torch.int32) for number in range(count)]
-    found = [torch.zeros(1000, dtype=torch.int32) for _ in range(count)]
+    buffers = [
+        torch.full((1000,), number, dtype=torch.int32, device=device) for number in range(count)
+    ]
+    found = [torch.zeros(1000, dtype=torch.int32, device=device) for _ in range(count)]
     started = []
     for mine, theirs in zip(buffers, found, strict=True):
         with communicator.group():
@@ -140,7 +160,9 @@ def wait_for_nobody(communicator: Communicator) -> tuple[float, str]:
     if communicator.endpoint != 0:
         stay_until_left(communicator, 0)
         return 0.0, ""
-    pending = communicator.receive(torch.zeros(10, dtype=torch.uint8), peer=1, round=7)
+    pending = communicator.receive(
+        torch.zeros(10, dtype=torch.uint8, device=communicator.device), peer=1, round=7
+    )
     return _failure(pending)
 
 
@@ -148,7 +170,9 @@ def wait_for_one_who_left(communicator: Communicator) -> tuple[float, str]:
     if communicator.endpoint != 0:
         return 0.0, ""
     try:
-        pending = communicator.receive(torch.zeros(10, dtype=torch.uint8), peer=1, round=3)
+        pending = communicator.receive(
+            torch.zeros(10, dtype=torch.uint8, device=communicator.device), peer=1, round=3
+        )
     except Unavailable as error:
         return 0.0, str(error)
     return _failure(pending, TIMEOUT)
@@ -156,7 +180,9 @@ def wait_for_one_who_left(communicator: Communicator) -> tuple[float, str]:
 
 def stay_until_left(communicator: Communicator, peer: int) -> None:
     """Be silent, but connected, until a peer closes."""
-    never = communicator.receive(torch.zeros(1, dtype=torch.uint8), peer=peer, round=0)
+    never = communicator.receive(
+        torch.zeros(1, dtype=torch.uint8, device=communicator.device), peer=peer, round=0
+    )
     with pytest.raises(Unavailable):
         never.wait(TIMEOUT)
 
@@ -174,7 +200,9 @@ def use_after_close(communicator: Communicator) -> str:
     communicator.close()
     communicator.close()
     try:
-        communicator.send(torch.zeros(1), peer=others(communicator)[0], round=0)
+        communicator.send(
+            torch.zeros(1, device=communicator.device), peer=others(communicator)[0], round=0
+        )
     except Unavailable as error:
         return str(error)
     return "sent"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from realloc.reallocation.describe import describe_layout, describe_plan
+from realloc.reallocation.describe import describe_difference, describe_layout, describe_plan
 from realloc.reallocation.limits import TransferLimits
 from tests.unit.reallocation.cases import Case, architecture, layout
 
@@ -47,6 +47,12 @@ def check(name: str, text: str) -> None:
 def test_plan(name):
     """The programs of a small plan are those that were reviewed."""
     check(f"transfer_plan_{name}", describe_plan(CASES[name].plan()))
+
+
+def test_difference():
+    """What moves between two layouts, in short, is what was reviewed."""
+    text = "\n".join(describe_difference(case.plan()) for case in CASES.values())
+    check("differences_of_layouts", text)
 
 
 def test_layouts():

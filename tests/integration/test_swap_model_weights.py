@@ -37,7 +37,7 @@ PAIRS = [
 def compare(
     source: str, destination: str, session: TransferSession
 ) -> tuple[list[str], int, int, bool]:
-    """Parameters that differ, bytes received by us and by the other, whether the expected are whole."""
+    """Parameters that differ, bytes received by us and by them, whether theirs are whole."""
     source_id, destination_id = f"{source}-{destination}/from", f"{source}-{destination}/to"
     megatron_pair.create(source_id, ARCHITECTURE, source, seed=1)
     megatron_pair.create(destination_id, ARCHITECTURE, destination, seed=2)

@@ -5,10 +5,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
 from realloc.transfer.communicator import Communicator
 from realloc.transfer.connecting import connect_cpu, device_place
+from realloc.transfer.cuda_ipc import connect_cuda_ipc
 from realloc.transfer.gloo import GlooCommunicator
 from realloc.transfer.local import LocalWorld
+from realloc.transfer.nccl import NcclCommunicator
 from realloc.transfer.rendezvous import TransferStore, connect_store
 from realloc.transfer.shared_memory import connect_shared_memory
 from tests.support.rank_processes import RankProcesses
@@ -119,6 +123,26 @@ def connect(backend: str, store_port: int, group_id: str, endpoint: int) -> Comm
             host=HOST,
             place="" if endpoint == 2 else device_place(0),
             timeout_seconds=20.0,
+        )
+    if backend == "cuda_ipc":  # three processes of one device
+        return connect_cuda_ipc(
+            store=store,
+            group_id=group_id,
+            endpoint=endpoint,
+            num_endpoints=NUM_ENDPOINTS,
+            device=torch.device("cuda", 0),
+            timeout_seconds=60.0,
+        )
+    if backend == "nccl":
+        torch.cuda.set_device(endpoint)
+        return NcclCommunicator(
+            store=store,
+            group_id=group_id,
+            endpoint=endpoint,
+            num_endpoints=NUM_ENDPOINTS,
+            members=tuple(range(NUM_ENDPOINTS)),
+            device=torch.device("cuda", endpoint),
+            timeout_seconds=60.0,
         )
     raise NotImplementedError(backend)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Blocks, Endpoint, Messages, Traffic, TransferPlan
@@ -54,6 +56,37 @@ def describe_plan(plan: TransferPlan) -> str:
         ):
             lines += _describe_messages(arrow, messages, tensors, plan.endpoints, size)
     return "\n".join(lines)
+
+
+def describe_difference(plan: TransferPlan) -> str:
+    """What moves, a line per receiving process: from itself, its device, its node, from afar."""
+    size = element_bytes(plan.dtype)
+    received: dict[int, dict[str, int]] = {}
+    senders: dict[int, set[int]] = {}
+    for program in plan.programs:
+        here = plan.endpoints[program.endpoint]
+        ends = np.cumsum(program.receives.blocks.rows * program.receives.blocks.cols)
+        elements = np.diff(np.concatenate([[0], ends])[program.receives.first_block])
+        for peer, count in zip(program.receives.peer.tolist(), elements.tolist(), strict=True):
+            kinds = received.setdefault(program.endpoint, dict.fromkeys(_KINDS, 0))
+            kinds[_kind(plan.endpoints[peer], here)] += count * size
+            senders.setdefault(program.endpoint, set()).add(peer)
+    lines = describe_traffic(plan.traffic).splitlines()
+    for number, kinds in received.items():
+        parts = ", ".join(f"{count} from {kind}" for kind, count in kinds.items() if count)
+        lines.append(f"{plan.endpoints[number].name}: {parts} ({len(senders[number])} senders)")
+    return "\n".join(lines)
+
+
+_KINDS = ("itself", "its device", "its node", "other nodes")
+
+
+def _kind(sender: Endpoint, receiver: Endpoint) -> str:
+    if sender == receiver:
+        return _KINDS[0]
+    if sender.device == receiver.device:
+        return _KINDS[1]
+    return _KINDS[2] if sender.node == receiver.node else _KINDS[3]
 
 
 def _describe_messages(

@@ -85,11 +85,19 @@ def _number_endpoints(endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
     """Number the processes in the order of first sight.
 
     Raises:
-        InvalidInput: one name stands for two different processes.
+        InvalidInput: one name stands for two different processes, or a device is in two nodes.
     """
     distinct = tuple(dict.fromkeys(endpoints))
-    names = [endpoint.name for endpoint in distinct]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    names = Counter(endpoint.name for endpoint in distinct)
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise InvalidInput.at("endpoints", f"{twice[0]} is named with two devices or nodes")
+    node_of: dict[int, int] = {}
+    for endpoint in distinct:
+        if node_of.setdefault(endpoint.device, endpoint.node) != endpoint.node:
+            raise InvalidInput.at(
+                "endpoints",
+                f"device {endpoint.device} is said to be in node {node_of[endpoint.device]} and, "
+                f"by {endpoint.name}, in node {endpoint.node}",
+            )
     return {endpoint: index for index, endpoint in enumerate(distinct)}

@@ -99,6 +99,11 @@ class Communicator(Protocol):
     def num_endpoints(self) -> int: ...
 
     @property
+    def device(self) -> torch.device:
+        """Where the buffers lie that it moves."""
+        ...
+
+    @property
     def max_operations(self) -> int:
         """Most operations that may be in flight; the caller keeps to it."""
         ...

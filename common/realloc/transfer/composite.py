@@ -5,7 +5,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
-from realloc.transfer.communicator import Borrowed, Communicator, Memory, Pending
+from realloc.transfer.communicator import (
+    Borrowed,
+    Communicator,
+    Direction,
+    Memory,
+    Operation,
+    Pending,
+)
 
 
 class CompositeCommunicator:
@@ -31,6 +38,10 @@ class CompositeCommunicator:
         return self._staging.num_endpoints
 
     @property
+    def device(self) -> torch.device:
+        return self._staging.device
+
+    @property
     def max_operations(self) -> int:
         return min(route.max_operations for route in self._distinct)
 
@@ -39,7 +50,7 @@ class CompositeCommunicator:
         return max(route.batch_size for route in self._distinct)
 
     def memory(self, peer: int) -> Memory:
-        return self._routes[peer].memory(peer)
+        return self._route(Direction.SEND, peer).memory(peer)
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return self._staging.allocate(size_bytes)
@@ -55,13 +66,36 @@ class CompositeCommunicator:
             yield
 
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
-        return self._routes[peer].send(buffer, peer=peer, round=round)
+        return self._route(Direction.SEND, peer, round, buffer.nbytes).send(
+            buffer, peer=peer, round=round
+        )
 
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
-        return self._routes[peer].receive(buffer, peer=peer, round=round)
+        return self._route(Direction.RECEIVE, peer, round, buffer.nbytes).receive(
+            buffer, peer=peer, round=round
+        )
 
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> Borrowed:
-        return self._routes[peer].borrow(size_bytes, peer=peer, round=round)
+        return self._route(Direction.RECEIVE, peer, round, size_bytes).borrow(
+            size_bytes, peer=peer, round=round
+        )
+
+    def _route(
+        self, direction: Direction, peer: int, round: int = 0, size_bytes: int = 0
+    ) -> Communicator:
+        route = self._routes.get(peer)
+        if route is None:
+            operation = Operation(
+                endpoint=self.endpoint,
+                direction=direction,
+                peer=peer,
+                round=round,
+                size_bytes=size_bytes,
+            )
+            raise operation.failed(
+                "no way leads to the peer: it is the second process of a device of another machine"
+            )
+        return route
 
     def close(self) -> None:
         for route in self._distinct:

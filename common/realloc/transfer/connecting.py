@@ -5,12 +5,15 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch.distributed.distributed_c10d import Store
 
 from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Communicator
 from realloc.transfer.composite import CompositeCommunicator
+from realloc.transfer.cuda_ipc import connect_cuda_ipc
 from realloc.transfer.gloo import GlooCommunicator
+from realloc.transfer.nccl import NcclCommunicator
 from realloc.transfer.shared_memory import connect_shared_memory
 
 
@@ -68,6 +71,62 @@ def connect_cpu(
         if peer != endpoint
     }
     return CompositeCommunicator(routes, staging=shared)
+
+
+def connect_cuda(
+    *,
+    store: Store,
+    group_id: str,
+    endpoint: int,
+    num_endpoints: int,
+    device: torch.device,
+    timeout_seconds: float,
+) -> Communicator:
+    """Connect parameters in device memory.
+
+    The first endpoint of each device speaks NCCL; all endpoints of one machine that are not
+    both such speak CUDA IPC.
+
+    Raises:
+        Unavailable: not all endpoints came within the time.
+    """
+    identity = str(torch.cuda.get_device_properties(device).uuid)
+    place = f"{device_place(0)}|{identity}"
+    places = exchange_places(store, group_id, endpoint, num_endpoints, place, timeout_seconds)
+    first: dict[str, int] = {}
+    for peer, other in enumerate(places):
+        first.setdefault(other, peer)
+    members = tuple(sorted(first.values()))
+    machine = place.split("|")[0]
+    by_nccl = [peer for peer in members if endpoint in members and peer != endpoint]
+    by_ipc = tuple(
+        peer
+        for peer, other in enumerate(places)
+        if peer != endpoint and peer not in by_nccl and other.split("|")[0] == machine
+    )
+    routes: dict[int, Communicator] = {}
+    if by_nccl:
+        nccl = NcclCommunicator(
+            store=store,
+            group_id=group_id,
+            endpoint=endpoint,
+            num_endpoints=num_endpoints,
+            members=members,
+            device=device,
+            timeout_seconds=timeout_seconds,
+        )
+        routes |= dict.fromkeys(by_nccl, nccl)
+    staging: Communicator = connect_cuda_ipc(
+        store=store,
+        group_id=group_id,
+        endpoint=endpoint,
+        num_endpoints=num_endpoints,
+        device=device,
+        peers=by_ipc,
+        timeout_seconds=timeout_seconds,
+    )
+    routes |= dict.fromkeys(by_ipc, staging)
+    return CompositeCommunicator(routes, staging=staging)
 
 
 def exchange_places(

@@ -12,10 +12,15 @@ import torch
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
 from realloc.transfer.communicator import Communicator
-from realloc.transfer.connecting import connect_cpu, device_place
+from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.rendezvous import TransferStore, connect_store
-from realloc.transfer.staging import DEFAULT_STAGING_BYTES, StagingBuffers
+from realloc.transfer.staging import (
+    CUDA_CHUNK_BYTES,
+    DEFAULT_CHUNK_BYTES,
+    DEFAULT_STAGING_BYTES,
+    StagingBuffers,
+)
 
 DEFAULT_MAX_GROUPS = 8
 
@@ -43,6 +48,7 @@ class TransferEndpoint:
         name: str,
         *,
         device: int | None = None,
+        cuda_device: torch.device | None = None,
         staging_bytes: int = DEFAULT_STAGING_BYTES,
         max_groups: int = DEFAULT_MAX_GROUPS,
     ) -> None:
@@ -53,11 +59,13 @@ class TransferEndpoint:
             name: name of the shard, for errors.
             device: device that the process owns; it shares memory with other processes of the
                 device. None: it reaches all over the network.
+            cuda_device: where the parameters lie, if on a GPU: they move by CUDA IPC and NCCL.
             staging_bytes: most bytes of staging buffers of the process.
             max_groups: most connections that are kept.
         """
         self.name = name
         self._host = host
+        self._cuda_device = cuda_device
         self._place = "" if device is None else device_place(device)
         self._staging_bytes = staging_bytes
         self._max_groups = max_groups
@@ -151,8 +159,26 @@ class TransferEndpoint:
         self._store.close()
 
     def _connect(self, session: TransferSession, endpoint: int) -> Connection:
+        communicator = self._communicator(session, endpoint)
+        staging = StagingBuffers(
+            communicator.allocate,
+            staging_bytes=self._staging_bytes,
+            chunk_bytes=DEFAULT_CHUNK_BYTES if self._cuda_device is None else CUDA_CHUNK_BYTES,
+        )
+        return Connection(communicator=communicator, staging=staging)
+
+    def _communicator(self, session: TransferSession, endpoint: int) -> Communicator:
         store = connect_store(session.store_host, session.store_port, session.timeout_seconds)
-        communicator = connect_cpu(
+        if self._cuda_device is not None:
+            return connect_cuda(
+                store=store,
+                group_id=session.group_id,
+                endpoint=endpoint,
+                num_endpoints=session.num_endpoints,
+                device=self._cuda_device,
+                timeout_seconds=session.timeout_seconds,
+            )
+        return connect_cpu(
             store=store,
             group_id=session.group_id,
             endpoint=endpoint,
@@ -161,5 +187,3 @@ class TransferEndpoint:
             place=self._place,
             timeout_seconds=session.timeout_seconds,
         )
-        staging = StagingBuffers(communicator.allocate, staging_bytes=self._staging_bytes)
-        return Connection(communicator=communicator, staging=staging)

@@ -226,7 +226,7 @@ class Execution:
         """Send the parameter's own memory where it will do, else pack."""
         peer, round_ = chunk.peer, chunk.round
         buffer = None
-        elements = self._source.direct(pieces, self._dtype)
+        elements = self._source.direct(pieces, self._dtype, self._communicator.device)
         if elements is None or self._communicator.memory(peer) is Memory.LENT:
             buffer = self._staging.take()
             elements = self._elements_of(buffer, pieces)
@@ -242,7 +242,7 @@ class Execution:
             borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
             return InFlight(chunk=chunk, pieces=pieces, pending=borrowed, borrowed=borrowed)
         buffer = None
-        elements = self._destination.direct(pieces, self._dtype)
+        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
         if elements is None:
             buffer = self._staging.take()
             elements = self._elements_of(buffer, pieces)
@@ -305,9 +305,11 @@ class Execution:
         if rounded and _shapes(copy.sent) == _shapes(copy.received):
             for here, there in zip(copy.sent, copy.received, strict=True):
                 destination.view(there).copy_(source.view(here))
-        elif (run := source.direct(copy.sent, self._dtype)) is not None:
+        elif (run := source.direct(copy.sent, self._dtype, source.device)) is not None:
             destination.unpack(copy.received, run)
-        elif (run := destination.direct(copy.received, self._dtype)) is not None:
+        elif (
+            run := destination.direct(copy.received, self._dtype, destination.device)
+        ) is not None:
             source.pack(copy.sent, run)
         else:
             buffer = self._staging.take()

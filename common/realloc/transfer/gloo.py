@@ -87,6 +87,10 @@ class GlooCommunicator:
         return self._num_endpoints
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
     def max_operations(self) -> int:
         return MAX_OPERATIONS
 

@@ -69,12 +69,19 @@ class LendingCommunicator:
     """See `Communicator`. Sends from buffers of `allocate` are not copied."""
 
     def __init__(
-        self, *, endpoint: int, num_endpoints: int, links: Mapping[int, Link], segments: Segments
+        self,
+        *,
+        endpoint: int,
+        num_endpoints: int,
+        links: Mapping[int, Link],
+        segments: Segments,
+        device: torch.device,
     ) -> None:
         self._endpoint = endpoint
         self._num_endpoints = num_endpoints
         self._links = dict(links)
         self._segments = segments
+        self._device = device
         self._own: list[torch.Tensor] = []
         self._shown: set[tuple[int, int]] = set()
         self._opened: dict[tuple[int, int], torch.Tensor] = {}
@@ -90,6 +97,10 @@ class LendingCommunicator:
     @property
     def num_endpoints(self) -> int:
         return self._num_endpoints
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     @property
     def max_operations(self) -> int:

@@ -106,6 +106,10 @@ class LocalCommunicator:
         return self._world.num_endpoints
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
     def max_operations(self) -> int:
         return MAX_OPERATIONS
 

@@ -78,12 +78,14 @@ class Parameters:
         for piece in pieces:
             self.view(piece).copy_(_part(chunk, piece))
 
-    def direct(self, pieces: Sequence[Piece], dtype: torch.dtype) -> torch.Tensor | None:
-        """The memory of a chunk itself, where it is one run of the element type on the way."""
+    def direct(
+        self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor | None:
+        """The memory of a chunk itself, where it is one run, of this element type, there."""
         if len(pieces) != 1 or not pieces[0].contiguous:
             return None
         flat = self.flat[pieces[0].tensor]
-        if flat.dtype != dtype:
+        if flat.dtype != dtype or flat.device.type != device.type:
             return None
         return flat[pieces[0].start : pieces[0].start + pieces[0].cols]
 

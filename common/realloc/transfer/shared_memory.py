@@ -75,4 +75,5 @@ def connect_shared_memory(
         num_endpoints=num_endpoints,
         links=links,
         segments=SharedMemorySegments(),
+        device=torch.device("cpu"),
     )

@@ -8,6 +8,9 @@ from realloc.core.errors import InvalidInput
 
 DEFAULT_STAGING_BYTES = 256 << 20
 DEFAULT_CHUNK_BYTES = 1 << 20
+"""Of a chunk in host memory: it stays in the cache between packing and sending."""
+CUDA_CHUNK_BYTES = 8 << 20
+"""Of a chunk in device memory: large beside the cost of launching its copy."""
 
 
 class StagingBuffers:

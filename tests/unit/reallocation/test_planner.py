@@ -225,5 +225,11 @@ def test_wrong_inputs_name_what_is_wrong():
             "vllm:d1t1p1",
             destination_endpoints=[Endpoint(name="a-1", device=0, node=0)],
         )
+    with pytest.raises(InvalidInput, match="device 0 is said to be in node 0"):
+        plan(
+            "megatron:d1t2p1",
+            "vllm:d1t1p1",
+            destination_endpoints=[Endpoint(name="b", device=0, node=1)],
+        )
     with pytest.raises(InvalidInput, match="int8"):
         plan("megatron:d1t2p1", "vllm:d1t1p1", dtype="int8")

@@ -1,0 +1,130 @@
+"""Killing any process ends the job with a clear error, and the cluster goes on."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realloc.core.errors import Unavailable
+from realloc.core.job import Job, JobState
+from tests.support.running_cluster import RunningCluster, experiment
+
+END_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """A cluster of its own: its processes get killed."""
+    with RunningCluster(tmp_path_factory.mktemp("fragile")) as running:
+        yield running
+
+
+def kill_while_running(cluster: RunningCluster, name: str) -> tuple[Job, float]:
+    """Kill a process in the middle of a job; how the job ended, and after how many seconds."""
+    with cluster.client() as client:
+        job = client.submit(experiment(cluster.folder, "ppo", iterations=100_000))
+        killed = 0.0
+        for update in job.watch():
+            if update.report is not None and not killed:
+                cluster.kill(name)
+                killed = time.monotonic()
+        return job.get(), time.monotonic() - killed
+
+
+def run_another(cluster: RunningCluster) -> None:
+    """The cluster is whole again: a job on all of its devices succeeds."""
+    cluster.wait_ready()
+    with cluster.client() as client:
+        job = client.submit(experiment(cluster.folder, "ppo", iterations=1)).wait()
+    assert job.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("name", ["trainer-1", "trainer-0", "generation-0", "param_store"])
+def test_a_lost_process_fails_its_job_by_name(fragile: RunningCluster, name: str) -> None:
+    """The error names the process that left, within 30 s; then the next job runs."""
+    job, seconds = kill_while_running(fragile, name)
+    assert job.state is JobState.FAILED
+    assert name in job.error
+    assert seconds < END_SECONDS
+    run_another(fragile)
+
+
+def test_a_stopped_scheduler_ends_the_watch_and_the_job(fragile: RunningCluster) -> None:
+    """Who watches is told at once; the job is failed with the reason, not forgotten."""
+    with fragile.client() as client:
+        job = client.submit(experiment(fragile.folder, "ppo", iterations=100_000))
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            for update in job.watch():
+                if update.report is not None:
+                    fragile.kill("scheduler")
+                    began = time.monotonic()
+                    break
+            for update in job.watch():
+                assert update.job.state is not JobState.SUCCEEDED
+                if update.job.state is JobState.FAILED:
+                    raise Unavailable(update.job.error)
+        assert time.monotonic() - began < END_SECONDS
+    fragile.wait_ready()
+    with fragile.client() as client:
+        ended = client.job(job.job_id)
+    assert ended.state is JobState.FAILED
+    assert "scheduler" in ended.error
+    run_another(fragile)
+
+
+def test_a_lost_plan_search_disturbs_no_running_job(fragile: RunningCluster) -> None:
+    """It is needed before a job runs only."""
+    with fragile.client() as client:
+        job = client.submit(experiment(fragile.folder, "ppo", iterations=6))
+        for update in job.watch():
+            if update.report is not None and update.report.iteration == 1:
+                fragile.kill("plan_search")
+        assert job.get().state is JobState.SUCCEEDED
+    run_another(fragile)
+
+
+def test_a_lost_etcd_ends_the_watch_with_its_name(fragile: RunningCluster) -> None:
+    """Without the store nobody hangs: the watch fails and says what is out of reach."""
+    with fragile.client() as client:
+        job = client.submit(experiment(fragile.folder, "ppo", iterations=100_000))
+        began = 0.0
+        try:
+            for update in job.watch():
+                if update.report is not None and not began:
+                    fragile.kill("etcd")
+                    began = time.monotonic()
+            ended = client.job(job.job_id)
+            assert ended.state is JobState.FAILED
+        except Unavailable as error:
+            assert "etcd" in str(error)  # noqa: PT017  # either way of ending is right
+        assert 0 < time.monotonic() - began < END_SECONDS
+    run_another(fragile)
+
+
+def test_a_supervisor_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """Even SIGKILL of the supervisor ends every process that it started."""
+    import signal
+    import subprocess
+    import sys
+
+    import psutil
+
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "deploy.local", "--run-dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert cluster.stdout is not None
+    for line in cluster.stdout:
+        if "starting services" in line:
+            break
+    family = psutil.Process(cluster.pid).children(True)
+    deadline = time.monotonic() + END_SECONDS
+    while len(family) < 8 and time.monotonic() < deadline:
+        family = psutil.Process(cluster.pid).children(True)
+    cluster.send_signal(signal.SIGKILL)
+    cluster.wait(END_SECONDS)
+    _, left = psutil.wait_procs(family, timeout=END_SECONDS)
+    assert not left

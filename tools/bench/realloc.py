@@ -1,0 +1,350 @@
+"""Measures reallocation on this machine against what the machine can do.
+
+    python tools/bench/realloc.py [--megabytes 256] [--repeats 7]
+
+Every figure is the median of its repeats; what is compared is measured in turn, so that a busy
+machine slows both. Bandwidths count bytes that destinations receive.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "common")]
+
+import torch
+
+from realloc.core.layout import Layout, LayoutKind
+from realloc.core.model import ModelArchitecture
+from realloc.core.strategy import ParallelStrategy
+from realloc.core.transfer import Endpoint, TransferProgram, TransferSession
+from realloc.reallocation.layouts.provider import local_parameters
+from realloc.reallocation.planner import plan_transfer
+from realloc.transfer.communicator import Communicator
+from realloc.transfer.endpoint import TransferEndpoint
+from realloc.transfer.executor import TransferReport
+from realloc.transfer.rendezvous import TransferStore
+from tests.support.rank_processes import RankProcesses
+
+HOST = "127.0.0.1"
+TIMEOUT = 120.0
+RAW_BYTES = 16 << 20
+"""Bytes of one raw operation; several sizes from 1 MiB to 160 MiB were alike."""
+PAIRS = (
+    ("megatron:d1t2p1", "vllm:d1t2p1"),
+    ("megatron:d1t2p1", "vllm:d2t1p1"),
+    ("megatron:d1t1p2", "vllm:d1t2p1"),
+)
+SWAPS = (("d1t4p1", "d2t2p1"), ("d2t2p1", "d1t2p2"))
+
+
+def architecture(megabytes: int) -> ModelArchitecture:
+    """A Llama of at least this size in float32."""
+    layer = 4 * (2048 * (2048 + 2 * 512 + 2048) + 3 * 2048 * 5632)
+    outer = 4 * 2 * 2048 * 8192
+    layers = max(2, -(-(megabytes * 10**6 - outer) // layer))
+    return ModelArchitecture(
+        family="llama",
+        num_layers=layers + layers % 2,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        vocab_size=8192,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+    )
+
+
+# What the processes hold and run.
+
+
+@dataclass
+class Shard:
+    """One process: its end of the transfers, and its parameters by layout pair."""
+
+    endpoint: TransferEndpoint
+    program: TransferProgram | None = None
+    source: dict[str, torch.Tensor] | None = None
+    destination: dict[str, torch.Tensor] | None = None
+    raw: torch.Tensor | None = None
+
+
+SHARD: list[Shard] = []
+
+
+def open_shard(name: str, device: int | None) -> int:
+    if SHARD:
+        SHARD.pop().endpoint.close()
+    SHARD.append(Shard(TransferEndpoint(HOST, name, device=device)))
+    return SHARD[0].endpoint.store_port
+
+
+def prepare(
+    index: int, model: ModelArchitecture, source: Layout, destination: Layout
+) -> tuple[int, float]:
+    """Make this endpoint's program and parameters; bytes that it receives, planning seconds."""
+    names = [f"trainer-{d}" for d in source.devices] + [
+        f"generation-{d}" for d in destination.devices
+    ]
+    num_source = len(source.devices)
+    devices = [*range(num_source), *range(num_source, len(names))]
+    endpoints = [
+        Endpoint(name=name, device=device, node=0)
+        for name, device in zip(names, devices, strict=True)
+    ]
+    began = time.monotonic()
+    plan = plan_transfer(
+        model,
+        source,
+        destination,
+        source_endpoints=endpoints[:num_source],
+        destination_endpoints=endpoints[num_source:],
+        dtype="float32",
+    )
+    program = plan.programs[index]
+    seconds = time.monotonic() - began
+    layout, rank = (source, index) if index < num_source else (destination, index - num_source)
+    parameters = {
+        parameter.name: torch.randn(parameter.shape)
+        for parameter in local_parameters(model, layout, rank).parameters
+    }
+    shard = SHARD[0]
+    shard.program = program
+    shard.source, shard.destination = (parameters, {}) if index < num_source else ({}, parameters)
+    return program.receives.blocks.num_elements * 4, seconds
+
+
+def meet(communicator: Communicator) -> None:
+    """All endpoints begin together: each tells each."""
+    here, byte = communicator.endpoint, communicator.allocate(1)
+    pending = []
+    for sender in range(communicator.num_endpoints):
+        for receiver in range(communicator.num_endpoints):
+            if sender != receiver and here == sender:
+                pending.append(communicator.send(byte, peer=receiver, round=0))
+            elif sender != receiver and here == receiver:
+                into = torch.zeros(1, dtype=torch.uint8)
+                pending.append(communicator.receive(into, peer=sender, round=0))
+    for operation in pending:
+        operation.wait(TIMEOUT)
+
+
+def reallocate(session: TransferSession, index: int, digests: bool) -> TransferReport:
+    shard = SHARD[0]
+    assert shard.program is not None
+    assert shard.source is not None
+    assert shard.destination is not None
+    meet(shard.endpoint.connect(session, index).communicator)
+    return shard.endpoint.run(
+        session, shard.program, shard.source, shard.destination, digests=digests
+    )
+
+
+def raw(session: TransferSession, index: int, size_bytes: int) -> float:
+    """Half of the endpoints send, the others receive; seconds for size_bytes each."""
+    shard = SHARD[0]
+    communicator = shard.endpoint.connect(session, index).communicator
+    if shard.raw is None or len(shard.raw) < size_bytes:
+        shard.raw = torch.ones(size_bytes, dtype=torch.uint8)
+    half = session.num_endpoints // 2
+    peer = (index + half) % session.num_endpoints
+    meet(communicator)
+    began = time.monotonic()
+    start = communicator.send if index < half else communicator.receive
+    pending = [
+        start(shard.raw[first : min(first + RAW_BYTES, size_bytes)], peer=peer, round=0)
+        for first in range(0, size_bytes, RAW_BYTES)
+    ]
+    for operation in pending:
+        operation.wait(TIMEOUT)
+    return time.monotonic() - began
+
+
+def memcpy(size_bytes: int) -> float:
+    """Seconds that one process takes to copy as many bytes."""
+    source = torch.ones(size_bytes, dtype=torch.uint8)
+    destination = torch.ones(size_bytes, dtype=torch.uint8)
+    began = time.monotonic()
+    destination.copy_(source)
+    return time.monotonic() - began
+
+
+# The table.
+
+
+def report(name: str, rate: float, against: str, reference: float, note: str = "") -> None:
+    print(
+        f"{name:58s} {rate:6.2f} GB/s   {against:22s} {reference:6.2f} GB/s   "
+        f"{rate / reference:5.0%}  {note}",
+        flush=True,
+    )
+
+
+def median_rate(size_bytes: int, seconds: Sequence[float]) -> float:
+    return size_bytes / statistics.median(seconds) / 1e9
+
+
+def parse(text: str, first_device: int) -> Layout:
+    kind, strategy = text.split(":")
+    parsed = ParallelStrategy.parse(strategy)
+    devices = tuple(range(first_device, first_device + parsed.num_ranks))
+    return Layout(kind=LayoutKind(kind), strategy=parsed, devices=devices)
+
+
+def session(ports: Sequence[int], group_id: str) -> TransferSession:
+    return TransferSession(
+        session_id="bench",
+        group_id=group_id,
+        store_host=HOST,
+        store_port=ports[0],
+        num_endpoints=len(ports),
+        canonical_tensors=(),
+        dtype="float32",
+        timeout_seconds=TIMEOUT,
+    )
+
+
+def bench_pair(
+    ranks: RankProcesses,
+    transfer: TransferSession,
+    model: ModelArchitecture,
+    pair: tuple[str, str],
+    repeats: int,
+    reference: Callable[[int], float],
+    reference_name: str,
+) -> None:
+    """One reallocation, without and with digests, beside the reference of as many bytes."""
+    count = transfer.num_endpoints
+    source = parse(pair[0], 0)
+    destination = parse(pair[1], len(source.devices))
+    prepared = ranks.run(
+        prepare,
+        [(index, model, source, destination) for index in range(count)],
+        timeout_seconds=TIMEOUT,
+    )
+    total = sum(received for received, _ in prepared)
+
+    def once(digests: bool) -> float:
+        reports = ranks.run(
+            reallocate,
+            [(transfer, index, digests) for index in range(count)],
+            timeout_seconds=TIMEOUT,
+        )
+        return max(r.seconds + r.digest_seconds for r in reports)
+
+    once(True)
+    plain, digested, references = [], [], []
+    for _ in range(repeats):
+        references.append(reference(total))
+        plain.append(once(False))
+        digested.append(once(True))
+    name = f"{pair[0]} → {pair[1]}, {total / 1e6:.0f} MB"
+    rate = median_rate(total, references)
+    report(name, median_rate(total, plain), reference_name, rate)
+    report(f"{name}, with digests", median_rate(total, digested), reference_name, rate)
+
+
+def bench_gloo(model: ModelArchitecture, repeats: int) -> None:
+    ranks = RankProcesses(4)
+    ports = ranks.run(open_shard, [(f"shard-{index}", None) for index in range(4)])
+    transfer = session(ports, "gloo")
+
+    def reference(total: int) -> float:
+        arguments = [(transfer, index, total // 2) for index in range(4)]
+        return max(ranks.run(raw, arguments, timeout_seconds=TIMEOUT))
+
+    for pair in PAIRS:
+        bench_pair(ranks, transfer, model, pair, repeats, reference, "raw gloo, two pairs")
+    ranks.close()
+
+
+def bench_shared_memory(model: ModelArchitecture, repeats: int) -> None:
+    ranks = RankProcesses(2)
+    ports = ranks.run(open_shard, [(f"shard-{index}", 0) for index in range(2)])
+    transfer = session(ports, "shared")
+
+    def reference(total: int) -> float:
+        return float(ranks.run(memcpy, [(total,)], timeout_seconds=TIMEOUT)[0])
+
+    pair = ("megatron:d1t1p1", "vllm:d1t1p1")
+    bench_pair(ranks, transfer, model, pair, repeats, reference, "memcpy, one process")
+    ranks.close()
+
+
+def bench_swap(model: ModelArchitecture, repeats: int) -> None:
+    from tests.support import megatron_pair  # imports Megatron-core
+
+    store = TransferStore(HOST)
+    ranks = RankProcesses(4)
+    ports = ranks.run(
+        megatron_pair.open_rank,
+        [(rank, 4, store.port) for rank in range(4)],
+        timeout_seconds=TIMEOUT,
+    )
+    transfer = session(ports, "swap")
+    for number, (source, destination) in enumerate(SWAPS):
+        ids = (f"{number}/from", f"{number}/to")
+        for model_id, strategy, seed in zip(ids, (source, destination), (1, 2), strict=True):
+            ranks.run(
+                megatron_pair.create,
+                [(model_id, model, strategy, seed)] * 4,
+                timeout_seconds=TIMEOUT,
+            )
+        ours, theirs = [], []
+        for _ in range(repeats + 1):
+            swapped = ranks.run(megatron_pair.swap, [ids] * 4, timeout_seconds=TIMEOUT)
+            moved = ranks.run(
+                megatron_pair.reallocate,
+                [(*ids, model, source, destination, transfer)] * 4,
+                timeout_seconds=TIMEOUT,
+            )
+            theirs.append(max(seconds for seconds, _ in swapped))
+            ours.append(max(r.seconds + r.digest_seconds for r in moved))
+        our_bytes = sum(r.received_bytes for r in moved)
+        their_bytes = sum(received for _, received in swapped)
+        # The first of each makes plans and connections.
+        ours_median, theirs_median = statistics.median(ours[1:]), statistics.median(theirs[1:])
+        print(
+            f"{source} → {destination}: {ours_median:.3f} s with digests, "
+            f"{our_bytes / 1e6:.0f} MB between ranks; swap_model_weights {theirs_median:.3f} s, "
+            f"{their_bytes / 1e6:.0f} MB: {theirs_median / ours_median:.1f} times as fast",
+            flush=True,
+        )
+    ranks.close()
+    store.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--only", choices=("gloo", "shared_memory", "swap"), help="one part of the table"
+    )
+    options = parser.parse_args()
+    model = architecture(options.megabytes)
+    load = os.getloadavg()[0]
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d} {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}; "
+        f"llama of {model.num_layers} layers"
+    )
+    parts = {"gloo": bench_gloo, "shared_memory": bench_shared_memory, "swap": bench_swap}
+    for name, bench in parts.items():
+        if options.only in (None, name):
+            bench(model, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
