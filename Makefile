@@ -71,6 +71,8 @@ bench: setup ## Print the tables of docs/benchmarks
 	$(BIN)/python tools/bench/search.py
 
 run: setup ## Keep a local cluster up until Ctrl-C
+	$(BIN)/python examples/arithmetic/make_data.py run/arithmetic
+	$(BIN)/python examples/arithmetic/make_model.py run/arithmetic/model
 	$(BIN)/python -m deploy.local
 
 demo: setup ## Train a tiny model by SFT and PPO on a local cluster, and report

@@ -19,7 +19,7 @@ from realloc.client.client import Client, JobHandle
 from realloc.client.experiment_file import load_experiment
 from realloc.client.report import iteration_line, plan_table, stage_medians, stages_table
 from realloc.core.errors import JobFailed, ReallocError
-from realloc.core.job import IterationReport, Job, JobState
+from realloc.core.job import IterationReport, Job, JobState, ReallocationReport
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("run")
@@ -99,19 +99,13 @@ def summarize(
         "after_ppo": ppo.evaluations[-1].reward,
     }
     moves = [move for report in reports for move in report.reallocations]
-    differences = [
-        report.metrics["train_rollout_logprob_abs_diff_max"]
-        for report in reports[:]
-        if "train_rollout_logprob_abs_diff_max" in report.metrics
-    ]
+    compared = "train_rollout_logprob_abs_diff_max"
+    differences = [r.metrics[compared] for r in reports if compared in r.metrics]
     console.print(plan_table(ppo.plan))
     console.print(stages_table(reports))
     say(f"{len(moves)} reallocations, each with agreeing digests:")
-    for move in moves[:: max(1, len(moves) // 8)]:
-        console.print(
-            f"  {move.model_id} v{move.weight_version}: {move.bytes:,} bytes in "
-            f"{move.seconds * 1e3:.1f} ms, digests {'agree' if move.digest_ok else 'DIFFER'}"
-        )
+    for first in range(0, len(moves), 4):
+        console.print("  " + "   ".join(map(move_text, moves[first : first + 4])), markup=False)
     say(
         f"largest |log-probability of trainer − of vLLM| of a sampled token: {max(differences):.1e}"
     )
@@ -141,6 +135,12 @@ def summarize(
             for report in reports[:3]
         ],
     }
+
+
+def move_text(move: ReallocationReport) -> str:
+    """Version, bytes and seconds of one reallocation."""
+    agreed = "" if move.digest_ok else " DIGESTS DIFFER"
+    return f"v{move.weight_version} {move.bytes:,} B {move.seconds * 1e3:.1f} ms{agreed}"
 
 
 def plain_plan(job: Job) -> list[dict[str, Any]]:

@@ -78,6 +78,10 @@ class LocalCluster:
             await asyncio.gather(*(each.stop() for each in stage))
         self._running.clear()
 
+    def supervised(self, name: str) -> Supervised:
+        """The supervisor of one process."""
+        return next(each for stage in self._running for each in stage if each.program.name == name)
+
     def pids(self) -> Mapping[str, int]:
         """Process id of everything that runs, by name."""
         return {

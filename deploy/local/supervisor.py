@@ -49,7 +49,9 @@ class Supervised:
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
-        """Start it; returns when the process exists."""
+        """Start it, also again after a stop; returns when the process exists."""
+        self._stopping = False
+        self._started.clear()
         self._task = asyncio.create_task(self._keep(), name=self.program.name)
         await self._started.wait()
 

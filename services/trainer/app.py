@@ -1,6 +1,7 @@
 """Constructs and connects a trainer shard."""
 
 import os
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -35,6 +36,8 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
     """The service; the engine's thread ends with it."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         engine = MegatronEngine()
         calls = OrderedCalls("megatron")
         stack.callback(calls.close)

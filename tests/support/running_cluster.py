@@ -64,6 +64,14 @@ class RunningCluster:
         """Send a signal to one process."""
         os.kill(self.pids()[name], number)
 
+    def stop(self, name: str) -> None:
+        """End one process for good: the supervisor does not start it again."""
+        self._run(self._cluster.supervised(name).stop())
+
+    def start(self, name: str) -> None:
+        """Start a process that was stopped."""
+        self._run(self._cluster.supervised(name).start())
+
     def client(self) -> Client:
         """A client of the scheduler that runs now."""
         return Client(self.endpoints["scheduler"])

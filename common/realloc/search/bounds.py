@@ -37,6 +37,10 @@ _MAX_TOGETHER = 600
 """Sets of tasks that may run together; a graph with more is bounded without windows."""
 
 
+_MAX_CALLS_WITH_MEMORY = 12
+"""A graph with more calls is bounded as if any two calls fitted the memory together."""
+
+
 class Relaxation(NamedTuple):
     """Sizes, and where each array begins in the two flat arrays; see `Space` for why.
 
@@ -66,8 +70,8 @@ class Relaxation(NamedTuple):
     """real"""
     area: int
     """real"""
-    byte_area: int
-    """real"""
+    resident: int
+    active: int
     first: int
     """[O]"""
     last: int
@@ -86,6 +90,11 @@ class Relaxation(NamedTuple):
     """[C]"""
     least: int
     """real, tables of `least_move_seconds`."""
+    apart: int
+    """real, the same, 1 where no two options have one layout."""
+    partner: int
+    """[C], the train call's first other call, and that call's train call; −1 for frozen models,
+    −2 for the model's further calls."""
     matrix_start: int
     """[C], where the matrix of the call's model begins in `matrix`."""
     matrix_size: int
@@ -111,6 +120,12 @@ class Relaxation(NamedTuple):
     """[num_ends, C], iterations of each call that come after the first run of an end."""
 
     # Scratch.
+    left_out: int
+    """[2 ** C], devices that a set of calls leaves to others, counted call by call."""
+    held: int
+    """[2 ** C], resident bytes of a set of calls on a device that has them all."""
+    largest: int
+    """[2 ** C], active bytes there."""
     task_devices: int
     """[T]"""
     task_clash: int
@@ -158,6 +173,12 @@ def build_bounds(
         "option": tree.option,
         "coarse": tree.coarse,
         "num_devices_of": tree.num_devices,
+        "resident": tree.resident,
+        "active": tree.active,
+        "partner": _partners(train),
+        "left_out": np.zeros(_subsets(calls), dtype=np.int64),
+        "held": np.zeros(_subsets(calls), dtype=np.int64),
+        "largest": np.zeros(_subsets(calls), dtype=np.int64),
         "first": problem.option_first_device,
         "last": problem.option_first_device + problem.option_num_devices,
         "layout": problem.option_layout,
@@ -179,7 +200,6 @@ def build_bounds(
     reals = moves.reals | {
         "seconds": tree.seconds,
         "area": tree.area,
-        "byte_area": tree.byte_area,
         "task_seconds": np.zeros(tasks),
         "tableau": np.zeros((len(together) + 1) * (tasks + 1)),
         "distance": np.zeros(rules.iterations * calls),
@@ -208,7 +228,7 @@ class _Moves(NamedTuple):
 def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
     """Tables of the fewest seconds of moves, and the matrices themselves."""
     calls = problem.num_calls
-    tables, matrices = [np.zeros((0, 0))], [np.zeros((0, 0))]
+    tables, aparts, matrices = [np.zeros((0, 0))], [np.zeros((0, 0))], [np.zeros((0, 0))]
     arrays = {
         name: np.full(calls, -1, dtype=np.int64)
         for name in ("least_start", "least_columns", "matrix_start", "matrix_size")
@@ -217,7 +237,9 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
         if train[call] < 0 or train[call] == call:
             continue
         arrays["least_start"][call] = sum(table.size for table in tables)
-        tables.append(least_move_seconds(problem, tree, int(train[call]), call))
+        least, apart = least_move_seconds(problem, tree, int(train[call]), call)
+        tables.append(least)
+        aparts.append(apart)
         arrays["least_columns"][call] = tables[-1].shape[1]
         arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
         model = int(problem.call_model[call])
@@ -225,9 +247,25 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
         arrays["matrix_size"][call] = len(matrices[-1])
     reals = {
         "least": np.concatenate([table.ravel() for table in tables]),
+        "apart": np.concatenate([table.ravel() for table in aparts]),
         "matrix": np.concatenate([matrix.ravel() for matrix in matrices]),
     }
     return _Moves(arrays, reals)
+
+
+def _subsets(calls: int) -> int:
+    return 1 << calls if calls <= _MAX_CALLS_WITH_MEMORY else 0
+
+
+def _partners(train: Ints) -> Ints:
+    partners = np.full(len(train), -1, dtype=np.int64)
+    for call, owner in enumerate(train):
+        if owner >= 0 and owner != call:
+            first = partners[owner] < 0
+            partners[call] = owner if first else -2
+            if first:
+                partners[owner] = call
+    return partners
 
 
 def _movers(train: Ints) -> list[int]:
@@ -328,18 +366,59 @@ def weighted_bound(
 
 @inlined
 def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
-    """The resident bytes alone exceed the cluster's memory, layouts shared where possible."""
-    total = 0.0
+    """Some calls that must meet on a device need more memory than it has.
+
+    Calls that leave out fewer devices, all together, than there are, have one in common. Two
+    calls of one trained model hold its weights once where their layouts may be equal.
+    """
+    if r.num_calls > _MAX_CALLS_WITH_MEMORY:
+        return False
+    ints[r.left_out] = 0
+    ints[r.held] = 0
+    ints[r.largest] = 0
     for c in range(r.num_calls):
-        largest = reals[r.byte_area + choice[c]]
-        for d in range(r.num_calls):
-            if d != c and ints[r.model + d] == ints[r.model + c]:
-                other = reals[r.byte_area + choice[d]]
-                if other > largest or (other == largest and d < c):
-                    largest = 0.0
-                    break
-        total += largest
-    return bool(total > (1.0 + 1e-9) * r.num_devices * float(r.device_memory_bytes))
+        bit = 1 << c
+        node = choice[c]
+        left_out = r.num_devices - ints[r.num_devices_of + node]
+        active = ints[r.active + node]
+        resident = ints[r.resident + node]
+        partner = ints[r.partner + c]
+        shared = 0
+        if partner == -2:
+            resident = 0
+        elif 0 <= partner < c and not _are_apart(r, ints, reals, choice, c, partner):
+            shared = min(resident, ints[r.resident + choice[partner]])
+        for others in range(bit):
+            chosen = others | bit
+            out = ints[r.left_out + others] + left_out
+            ints[r.left_out + chosen] = out
+            if out >= r.num_devices:
+                continue
+            held = ints[r.held + others] + resident
+            if shared > 0 and (others >> partner) & 1:
+                held -= shared
+            most = max(ints[r.largest + others], active)
+            ints[r.held + chosen] = held
+            ints[r.largest + chosen] = most
+            if held + most > r.device_memory_bytes:
+                return True
+    return False
+
+
+@inlined
+def _are_apart(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, one: int, two: int) -> bool:
+    """Whether the options of a train call and its partner have no layout in common."""
+    train = ints[r.train + one]
+    other = two if train == one else one
+    first = ints[r.option + choice[train]]
+    second = ints[r.option + choice[other]]
+    if first >= 0 and second >= 0:
+        layout = ints[r.layout + first]
+        return bool(layout < 0 or layout != ints[r.layout + second])
+    at = (
+        ints[r.least_start + other] + ints[r.coarse + choice[train]] * ints[r.least_columns + other]
+    )
+    return bool(reals[r.apart + at + ints[r.coarse + choice[other]]] > 0.0)
 
 
 @inlined

@@ -44,8 +44,10 @@ class OptionTree:
     """[V], fewest seconds."""
     area: Floats
     """[V], fewest devices × seconds."""
-    byte_area: Floats
-    """[V], fewest devices × resident bytes."""
+    resident: Ints
+    """[V], fewest resident bytes."""
+    active: Ints
+    """[V], fewest active bytes."""
     num_coarse: Ints
     """[C]"""
 
@@ -125,7 +127,6 @@ class _Builder:
         leaf = np.array([count for _, count in self._children]) == 0
         devices = p.option_num_devices[flat]
         seconds = p.option_seconds[flat]
-        resident = p.option_resident_bytes[flat].astype(np.float64)
         assert np.all(sizes[leaf] == 1)
         return OptionTree(
             root=np.array(roots),
@@ -136,19 +137,28 @@ class _Builder:
             num_devices=np.minimum.reduceat(devices, begins),
             seconds=np.minimum.reduceat(seconds, begins),
             area=np.minimum.reduceat(devices * seconds, begins),
-            byte_area=np.minimum.reduceat(devices * resident, begins),
+            resident=np.minimum.reduceat(p.option_resident_bytes[flat], begins),
+            active=np.minimum.reduceat(p.option_active_bytes[flat], begins),
             num_coarse=np.array(self._num_coarse),
         )
 
 
-def least_move_seconds(problem: SearchProblem, tree: OptionTree, train: int, call: int) -> Floats:
-    """[U of train, U of call], fewest seconds of a move between options of two coarse sets."""
+def least_move_seconds(
+    problem: SearchProblem, tree: OptionTree, train: int, call: int
+) -> tuple[Floats, Floats]:
+    """What two coarse sets of a model's options have in common, [U of train, U of call] each.
+
+    Returns:
+        Fewest seconds of a move between options of the two, and 0 where some two have one
+        layout, else 1.
+    """
     rows, columns = int(tree.num_coarse[train]), int(tree.num_coarse[call])
     coarse = tree.coarse_of_option(problem.num_options)
     trains = [o for o in problem.options_of(train) if coarse[o] >= 0]
     others = [o for o in problem.options_of(call) if coarse[o] >= 0]
     matrix = problem.realloc_seconds.get(int(problem.call_model[call]), np.zeros((1, 1)))
     least = np.full((rows, columns), np.inf)
+    apart = np.ones((rows, columns))
     _scatter_least(
         matrix,
         problem.option_layout[trains],
@@ -156,15 +166,18 @@ def least_move_seconds(problem: SearchProblem, tree: OptionTree, train: int, cal
         problem.option_layout[others],
         coarse[others],
         least,
+        apart,
     )
     row_parents = _coarse_parents(tree, train)
     column_parents = _coarse_parents(tree, call)
     for row in range(rows - 1, 0, -1):
-        least[row_parents[row]] = np.minimum(least[row_parents[row]], least[row])
+        for table in (least, apart):
+            table[row_parents[row]] = np.minimum(table[row_parents[row]], table[row])
     for column in range(columns - 1, 0, -1):
         parent = column_parents[column]
-        least[:, parent] = np.minimum(least[:, parent], least[:, column])
-    return least
+        for table in (least, apart):
+            table[:, parent] = np.minimum(table[:, parent], table[:, column])
+    return least, apart
 
 
 def _coarse_parents(tree: OptionTree, call: int) -> dict[int, int]:
@@ -190,6 +203,7 @@ def _scatter_least(
     to_layout: Ints,
     to_set: Ints,
     least: Floats,
+    apart: Floats,
 ) -> None:
     for i in range(len(from_layout)):
         source = from_layout[i]
@@ -200,3 +214,5 @@ def _scatter_least(
                 seconds = matrix[source, target]
             if seconds < least[from_set[i], to_set[j]]:
                 least[from_set[i], to_set[j]] = seconds
+            if source >= 0 and source == target:
+                apart[from_set[i], to_set[j]] = 0.0
