@@ -1,7 +1,7 @@
 """``realloc plan``: an execution plan without any service, for any cluster.
 
-    realloc plan examples/ppo_70b.yaml --cluster 16xH100:8
-    realloc plan explain examples/ppo_70b.yaml --cluster 16xH100:8
+realloc plan examples/ppo_70b.yaml --cluster 16xH100:8
+realloc plan explain examples/ppo_70b.yaml --cluster 16xH100:8
 """
 
 import argparse

@@ -62,9 +62,7 @@ def parse_cluster(text: str) -> PlannedCluster:
     )
 
 
-def architectures_of(
-    experiment: Experiment, graph: DataflowGraph
-) -> dict[str, ModelArchitecture]:
+def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:
     """Each model's architecture, from the ``config.json`` of its checkpoint.
 
     Raises:
@@ -122,7 +120,9 @@ def prompt_length(experiment: Experiment, given: float | None) -> PromptLength:
         return PromptLength(tokens=given, source="given")
     try:
         with Path(experiment.data.path).open() as file:
-            lengths = [len(_text(line)) for line, _ in zip(file, range(_SAMPLED_ROWS), strict=False)]
+            lengths = [
+                len(_text(line)) for line, _ in zip(file, range(_SAMPLED_ROWS), strict=False)
+            ]
     except (OSError, ValueError, AttributeError):
         lengths = []
     if not lengths:

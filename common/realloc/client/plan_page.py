@@ -6,8 +6,17 @@ from realloc.core.mesh import DeviceMesh
 from realloc.cost.simulator import Work, WorkKind
 from realloc.search.planning import PlannedIteration
 
-_COLORS = ("#3b6fb6", "#d9822b", "#3d9970", "#b64d57", "#7d5ba6", "#8c6d46", "#c06fa8", "#5f6b73",
-           "#a3a82f")
+_COLORS = (
+    "#3b6fb6",
+    "#d9822b",
+    "#3d9970",
+    "#b64d57",
+    "#7d5ba6",
+    "#8c6d46",
+    "#c06fa8",
+    "#5f6b73",
+    "#a3a82f",
+)
 _WIDTH = 1000
 _HEIGHT = 360
 _LEFT = 60
@@ -51,8 +60,11 @@ def _chart(planned: PlannedIteration, colors: dict[str, str]) -> str:
     timeline = planned.timeline()
     span = max(timeline.iteration_ends) or 1.0
     devices = planned.space.task.cluster.num_devices
-    bars = [_bar(work, mesh, span, devices, colors) for work in timeline.works
-            for mesh in dict.fromkeys(work.meshes)]
+    bars = [
+        _bar(work, mesh, span, devices, colors)
+        for work in timeline.works
+        for mesh in dict.fromkeys(work.meshes)
+    ]
     lines = [_iteration_line(end, span) for end in timeline.iteration_ends]
     return (
         f'<svg viewBox="0 0 {_WIDTH + _LEFT} {_HEIGHT + 30}" role="img">'
@@ -61,9 +73,7 @@ def _chart(planned: PlannedIteration, colors: dict[str, str]) -> str:
     )
 
 
-def _bar(
-    work: Work, mesh: DeviceMesh, span: float, devices: int, colors: dict[str, str]
-) -> str:
+def _bar(work: Work, mesh: DeviceMesh, span: float, devices: int, colors: dict[str, str]) -> str:
     x = _LEFT + _WIDTH * work.start / span
     width = max(0.5, _WIDTH * (work.end - work.start) / span)
     y = _HEIGHT * mesh.first_device / devices

@@ -1,5 +1,6 @@
 """A planned iteration as text: table, timeline, memory, comparison."""
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from realloc.cost.timeline_text import render_chart
@@ -23,8 +24,10 @@ def render_plan(planned: PlannedIteration) -> str:
 def _summary(planned: PlannedIteration) -> str:
     result = planned.result
     percent = 100 * (planned.speedup - 1)
-    proof = "proven optimal for this model of costs" if result.gap == 0 else (
-        f"at most {100 * result.gap:.1f} % above the optimum"
+    proof = (
+        "proven optimal for this model of costs"
+        if result.gap == 0
+        else (f"at most {100 * result.gap:.1f} % above the optimum")
     )
     return "\n".join(
         (
@@ -88,7 +91,7 @@ def _memory(planned: PlannedIteration) -> str:
     return "\n".join(lines)
 
 
-def aligned(rows: list[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
+def aligned(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
     """Rows as columns; those in `right` flush right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

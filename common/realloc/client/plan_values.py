@@ -62,7 +62,9 @@ def plan_as_trace(planned: PlannedIteration) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     for device in range(planned.space.task.cluster.num_devices):
         where = {"pid": device // per_node, "tid": device}
-        events.append({"ph": "M", "name": "thread_name", "args": {"name": f"device {device}"}} | where)
+        events.append(
+            {"ph": "M", "name": "thread_name", "args": {"name": f"device {device}"}} | where
+        )
         if device % per_node == 0:
             name = {"name": f"node {device // per_node}"}
             events.append({"ph": "M", "name": "process_name", "args": name} | where)

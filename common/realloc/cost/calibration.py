@@ -116,8 +116,8 @@ def rank_correlation(first: Floats, second: Floats) -> float:
 def _ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    means: Floats = ends - (counts - 1) / 2.0
-    return means[inverse]
+    means = ends - (counts - 1) / 2.0
+    return np.asarray(means[inverse], dtype=np.float64)
 
 
 class _Problem:

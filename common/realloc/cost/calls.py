@@ -239,9 +239,7 @@ def _generate(
     row = per_token * workload.tokens_per_row
     room = _CACHE_SHARE * (memory_bytes - hardware.reserved_bytes) - 2 * weights
     cache = min(rows * row, max(room, row))
-    seconds = generation_seconds(
-        replica, rows, workload.prompt_tokens, workload.lengths, cache
-    )
+    seconds = generation_seconds(replica, rows, workload.prompt_tokens, workload.lengths, cache)
     return CallCost(
         seconds=_framed(seconds, workload, hardware),
         resident_bytes=math.ceil(2 * weights),

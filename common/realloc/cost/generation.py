@@ -8,6 +8,7 @@ refills places of ended rows while rows wait, so that the batch is as large as t
 until the queue is empty; from there on it shrinks with the distribution's tail.
 """
 
+import math
 from dataclasses import dataclass
 
 from realloc.core.model import Head, ModelArchitecture
@@ -114,7 +115,7 @@ def _active_parameters(architecture: ModelArchitecture, rows: float) -> float:
     a = architecture
     if not a.num_experts:
         return num_active_parameters(a)
-    unused = (1.0 - a.experts_per_token / a.num_experts) ** rows
+    unused = math.pow(1.0 - a.experts_per_token / a.num_experts, rows)
     spare = a.num_experts * unused * expert_parameters(a)
     embedding = a.vocab_size * a.hidden_size * (not a.tied_embeddings)
     return num_parameters(a) - embedding - a.num_layers * spare

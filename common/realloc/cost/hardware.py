@@ -125,9 +125,7 @@ _CUDA = Efficiency(
 # Host-bound parts of newer machines with newer frameworks: half of the 2022 stack's launches.
 # Hopper reaches less of its peak, being limited by power: 0.6–0.7 for large bf16 products
 # (cuBLAS figures in FlashAttention-3, arXiv 2407.08608, section 4; DeepSeek-V3, 2412.19437).
-_HOPPER = replace(
-    _CUDA, matrix=0.65, forward_launch_seconds=0.3e-3, backward_launch_seconds=0.8e-3
-)
+_HOPPER = replace(_CUDA, matrix=0.65, forward_launch_seconds=0.3e-3, backward_launch_seconds=0.8e-3)
 # nccl-tests' tables of vTrain for NVSwitch of the A100: 36 µs + 5.3 µs per rank.
 _NVSWITCH = Link(bytes_per_second=300e9, latency_seconds=36e-6, latency_seconds_per_rank=5.3e-6)
 _INFINIBAND = Link(

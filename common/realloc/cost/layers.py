@@ -10,6 +10,7 @@ A tensor-parallel layer reduces its hidden states twice per pass (Shoeybi et al.
 section 3); with sequence parallelism a gather and a scatter move as many bytes.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -270,7 +271,5 @@ def _bandwidth(hardware: Hardware) -> float:
 
 def _beside(device: float, host: float) -> float:
     longer, shorter = max(device, host), min(device, host)
-    if longer == 0.0:
-        return 0.0
-    ratio: float = shorter / longer
-    return longer * (1 + ratio**_LAUNCH_OVERLAP) ** (1 / _LAUNCH_OVERLAP)
+    ratio = math.pow(shorter / longer, _LAUNCH_OVERLAP)
+    return longer * math.pow(1.0 + ratio, 1.0 / _LAUNCH_OVERLAP)

@@ -59,7 +59,7 @@ def training_activation_bytes(
         selected_share: of the tokens, those whose logits are computed.
     """
     layers = -(-architecture.num_layers // strategy.pipeline)
-    held = min(strategy.pipeline, num_micro_batches)
+    held: float = min(strategy.pipeline, num_micro_batches)
     if strategy.virtual_pipeline > 1:
         chunks = strategy.pipeline * strategy.virtual_pipeline
         held *= 1 + (strategy.pipeline - 1) / chunks

@@ -137,9 +137,7 @@ def _stage_passes(
 
 
 def _sum(first: Passes, second: Passes) -> Passes:
-    return Passes(
-        forward=first.forward + second.forward, backward=first.backward + second.backward
-    )
+    return Passes(forward=first.forward + second.forward, backward=first.backward + second.backward)
 
 
 def _message(

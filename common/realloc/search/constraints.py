@@ -78,7 +78,10 @@ class PlanConstraints:
         elif touched := _nodes(pin.mesh, cluster) & set(self.avoided_nodes):
             yield f"uses node {min(touched)}, which is to be avoided"
         if self.max_tensor and pin.strategy.tensor > self.max_tensor:
-            yield f"has tensor degree {pin.strategy.tensor} and the most allowed is {self.max_tensor}"
+            yield (
+                f"has tensor degree {pin.strategy.tensor} and the most allowed is "
+                f"{self.max_tensor}"
+            )
 
     def pin_of(self, call: str) -> CallPin | None:
         """The pin of a call, if it has one."""

@@ -84,9 +84,7 @@ def build_space(task: PlanTask, *, with_moves: bool = True) -> PlanSpace:
                 f"pins.{call.name}" if task.constraints.pin_of(call.name) else "generation",
                 f"{task.constraints.generation.value} leaves {call.name} no mesh on which it fits",
             )
-    return PlanSpace(
-        task=task, options=tuple(options), problem=_problem(task, options, with_moves)
-    )
+    return PlanSpace(task=task, options=tuple(options), problem=_problem(task, options, with_moves))
 
 
 def _allowed(task: PlanTask, call: FunctionCall, option: PlanOption) -> bool:
@@ -155,9 +153,7 @@ def _layout(known: dict[_LayoutKey, int], call: FunctionCall, option: PlanOption
     return known.setdefault(key, len(known))
 
 
-def _moves(
-    task: PlanTask, model: str, layouts: dict[_LayoutKey, int], with_moves: bool
-) -> Floats:
+def _moves(task: PlanTask, model: str, layouts: dict[_LayoutKey, int], with_moves: bool) -> Floats:
     if not with_moves:
         return np.zeros((len(layouts), len(layouts)))
     workload = next(iter(task.workloads.values()))

@@ -191,9 +191,7 @@ def _useful(variants: list[PlanOption]) -> list[PlanOption]:
     return kept
 
 
-def _too_large(
-    task: PlanTask, call: FunctionCall, strategy: ParallelStrategy, needed: int
-) -> str:
+def _too_large(task: PlanTask, call: FunctionCall, strategy: ParallelStrategy, needed: int) -> str:
     return (
         f"needs {needed / 2**30:.1f} GiB per device under {strategy} and a device has "
         f"{task.usable_bytes / 2**30:.1f} GiB for it; raise tensor or pipeline parallelism, or "

@@ -75,8 +75,10 @@ def plan_task(task: PlanTask, effort: Effort) -> PlannedIteration:
     """
     try:
         variants = list(_variants(task))
-        found = [_search(each, replace(effort, seconds=effort.seconds / len(variants)))
-                 for each in variants]
+        found = [
+            _search(each, replace(effort, seconds=effort.seconds / len(variants)))
+            for each in variants
+        ]
     except InvalidInput as error:
         raise _with_advice(task, error) from error
     best = min(found, key=lambda each: each.result.seconds)
