@@ -181,13 +181,17 @@ def _cost(task: PlanningTask, call: FunctionCall, option: _Option) -> CallCost:
         prompt_tokens=task.mean_prompt_tokens,
         response_tokens=experiment.generation.max_new_tokens if generates else 0,
         num_steps=steps,
+        num_epochs=experiment.ppo.epochs if generates else 1,
+        max_tokens_per_micro_batch=experiment.max_tokens_per_micro_batch,
+        element_bytes=2 if experiment.dtype == "bfloat16" else 4,
     )
     return estimate_call(
         call.kind,
         task.architectures[call.model],
         option.strategy,
         workload,
-        hardware_of(task.cluster.device_kind),
+        hardware_of(task.cluster.device_kind).with_node_size(task.cluster.devices_per_node),
+        memory_bytes=task.cluster.device_memory_bytes,
     )
 
 

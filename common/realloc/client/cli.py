@@ -3,20 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from realloc.client.plan_command import add_arguments as add_plan_arguments
 from realloc.core.errors import ReallocError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
-    from realloc.client import commands  # heavy: only once the arguments are right
-
     try:
-        status: int = getattr(commands, arguments.command)(arguments)
+        status = _command(arguments.command)(arguments)
     except ReallocError as error:
         _print_error(error, arguments)
         return 1
@@ -25,6 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     return status
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    # Imported only once the arguments are right; a plan needs neither gRPC nor rich.
+    if name == "plan":
+        from realloc.client.plan_command import plan
+
+        return plan
+    from realloc.client import commands
+
+    command: Callable[[argparse.Namespace], int] = getattr(commands, name)
+    return command
 
 
 def _print_error(error: ReallocError, arguments: argparse.Namespace) -> None:
@@ -64,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
     trace.add_argument("job_id")
     trace.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
+
+    add_plan_arguments(_verb(verbs, "plan", "plan", "plan an experiment, without any service"))
     return parser
 
 

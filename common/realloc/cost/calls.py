@@ -1,21 +1,43 @@
-"""Seconds and bytes of one function call under one strategy: roofline plus overheads.
+"""Seconds and bytes of one function call under one strategy.
 
-Flops of a forward pass are 2 per parameter and token, of a backward pass twice that (Kaplan et
-al., arXiv 2001.08361, section 2.1). Decoding reads all weights once per step. A tensor-parallel
-layer reduces its activations twice per pass (Megatron-LM, arXiv 1909.08053, section 3); data
-parallelism reduces gradients once per step in a ring (2 (d − 1) / d of their bytes).
+The parts are derived in docs/cost-model.md: `training` and `layers` for passes and steps,
+`generation` and `lengths` for rollouts, `memory` for bytes.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from realloc.core.model import Head, ModelArchitecture
+from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.generation import Replica, generation_seconds
 from realloc.cost.hardware import Hardware
+from realloc.cost.layers import Tokens
+from realloc.cost.lengths import ResponseLengths
+from realloc.cost.links import network_bytes_per_second
+from realloc.cost.memory import (
+    cache_bytes_per_token,
+    inference_activation_bytes,
+    optimizer_bytes,
+    total_weight_bytes,
+    training_activation_bytes,
+    weight_bytes,
+)
+from realloc.cost.model_size import num_parameters
+from realloc.cost.training import TrainingStyle, forward_seconds, step_seconds
 from realloc.dataflow.graph import CallKind
 
-_BYTES_PER_ELEMENT = 4
-_OPTIMIZER_ELEMENTS = 4
-"""Gradient, master weight and two moments of each parameter."""
+__all__ = [
+    "CallCost",
+    "Workload",
+    "estimate_call",
+    "estimate_reallocation_seconds",
+    "num_parameters",
+]
+
+_FIELD_BYTES = 24
+"""Of one token that moves between calls: its id (8) and four float32 columns."""
+_CACHE_SHARE = 0.9
+"""Of a device that an engine fills with weights and cache (vLLM's default)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +49,36 @@ class Workload:
     """Mean tokens of a prompt, or of a whole row where nothing is generated."""
     response_tokens: float
     """Most tokens of a response."""
+    mean_response_tokens: float = 0.0
+    """Mean tokens of a response; 0 where every response is taken to reach the limit."""
     num_steps: int = 1
     """Optimizer steps of a train call."""
+    num_epochs: int = 1
+    """Passes over the rows in a train call; divides `num_steps`."""
+    max_tokens_per_micro_batch: int = 16_384
+    element_bytes: int = 4
+    """Of weights and activations."""
+    recompute: bool = False
+    """Training recomputes activations."""
+
+    @property
+    def tokens_per_row(self) -> float:
+        return self.prompt_tokens + (self.mean_response_tokens or self.response_tokens)
+
+    @property
+    def selected_share(self) -> float:
+        """Share of the tokens whose logits are computed: the response, where there is one."""
+        return (self.tokens_per_row - self.prompt_tokens) / self.tokens_per_row or 1.0
 
     @property
     def num_tokens(self) -> float:
-        return self.num_rows * (self.prompt_tokens + self.response_tokens)
+        """Of all rows, once."""
+        return self.num_rows * self.tokens_per_row
+
+    @property
+    def lengths(self) -> ResponseLengths:
+        limit = max(1, int(self.response_tokens))
+        return ResponseLengths(mean=self.mean_response_tokens or limit, limit=limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +86,15 @@ class CallCost:
     """What a call takes."""
 
     seconds: float
-    peak_bytes: int
-    """Largest memory of one device: weights, optimizer, activations or cache."""
+    resident_bytes: int
+    """On each device while the plan is in force: weights, optimizer states."""
+    active_bytes: int
+    """Further bytes while the call runs: activations, gradients, cache."""
 
-
-def num_parameters(architecture: ModelArchitecture) -> int:
-    """Parameters of a dense model, its head included."""
-    a = architecture
-    attention = 2 * a.hidden_size * (a.query_size + a.key_value_size)
-    layer = attention + 3 * a.hidden_size * a.intermediate_size + 2 * a.hidden_size
-    embedding = a.vocab_size * a.hidden_size
-    head = a.hidden_size if a.head is Head.VALUE else embedding * (not a.tied_embeddings)
-    return a.num_layers * layer + embedding + head + a.hidden_size
+    @property
+    def peak_bytes(self) -> int:
+        """Largest memory of one device for this call alone."""
+        return self.resident_bytes + self.active_bytes
 
 
 def estimate_call(
@@ -60,44 +103,120 @@ def estimate_call(
     strategy: ParallelStrategy,
     workload: Workload,
     hardware: Hardware,
+    *,
+    memory_bytes: int | None = None,
 ) -> CallCost:
-    """Seconds and peak bytes of a call."""
+    """Seconds and bytes of a call.
+
+    Args:
+        memory_bytes: of one device, where it is not the hardware's; a generation engine fills
+            what is left of it with its cache, as far as the rows need.
+    """
     if kind is CallKind.GENERATE:
-        return _generate(architecture, strategy, workload, hardware)
-    return _forward(kind, architecture, strategy, workload, hardware)
+        room = hardware.memory_bytes if memory_bytes is None else memory_bytes
+        return _generate(architecture, strategy, workload, hardware, room)
+    if kind is CallKind.TRAIN:
+        return _train(architecture, strategy, workload, hardware)
+    return _infer(architecture, strategy, workload, hardware)
 
 
-def _forward(
-    kind: CallKind,
+def estimate_reallocation_seconds(
+    architecture: ModelArchitecture,
+    num_destinations: int,
+    hardware: Hardware,
+    *,
+    element_bytes: int = 4,
+) -> float:
+    """Seconds to bring all weights to each of some replicas, link-bound."""
+    total = total_weight_bytes(architecture, element_bytes)
+    link = hardware.node_link
+    return (
+        hardware.call_overhead_seconds
+        + link.latency_seconds
+        + total * num_destinations / link.bytes_per_second
+    )
+
+
+def batch_seconds(workload: Workload, hardware: Hardware) -> float:
+    """Seconds to bring a call its rows over one node's network."""
+    return workload.num_tokens * _FIELD_BYTES / network_bytes_per_second(hardware)
+
+
+def _style(workload: Workload) -> TrainingStyle:
+    return TrainingStyle(element_bytes=workload.element_bytes, recompute=workload.recompute)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Split:
+    """A data rank's rows, packed."""
+
+    micro_batch: Tokens
+    num_micro_batches: int
+
+
+def _split(workload: Workload, strategy: ParallelStrategy, rows: float) -> _Split:
+    """Rows of one data rank in micro-batches of at most so many tokens, at least a row each."""
+    rows_of_rank = max(1.0, rows / strategy.data)
+    at_once = max(1.0, workload.max_tokens_per_micro_batch // workload.tokens_per_row)
+    number = math.ceil(rows_of_rank / at_once)
+    return _Split(
+        micro_batch=Tokens(rows=rows_of_rank / number, length=workload.tokens_per_row),
+        num_micro_batches=number,
+    )
+
+
+def _train(
     architecture: ModelArchitecture,
     strategy: ParallelStrategy,
     workload: Workload,
     hardware: Hardware,
 ) -> CallCost:
-    trains = kind is CallKind.TRAIN
-    passes = 3.0 if trains else 1.0
-    parameters = num_parameters(architecture) / (strategy.tensor * strategy.pipeline)
-    tokens = workload.num_tokens / strategy.data
-    layers = architecture.num_layers / strategy.pipeline
-    compute = passes * 2.0 * parameters * tokens / hardware.flops_per_second
-    overhead = layers * passes * hardware.layer_overhead_seconds * workload.num_steps
-    reduced = tokens * architecture.hidden_size * _BYTES_PER_ELEMENT * 2 * layers * passes
-    seconds = hardware.call_overhead_seconds + compute + overhead
-    if strategy.tensor > 1:
-        seconds += reduced / hardware.link_bytes_per_second
-        seconds += 2 * layers * passes * workload.num_steps * hardware.link_latency_seconds
-    if trains and strategy.data > 1:
-        ring = 2 * (strategy.data - 1) / strategy.data * parameters * _BYTES_PER_ELEMENT
-        seconds += workload.num_steps * (
-            ring / hardware.link_bytes_per_second + hardware.link_latency_seconds
-        )
-    # A pipeline without micro-batches runs its stages one after the other.
-    seconds = seconds * (strategy.pipeline if strategy.pipeline > 1 else 1)
-    resident = parameters * _BYTES_PER_ELEMENT
-    if trains:
-        resident += parameters * _BYTES_PER_ELEMENT * _OPTIMIZER_ELEMENTS / strategy.data
-    active = tokens * architecture.hidden_size * _BYTES_PER_ELEMENT * (16 * layers if trains else 4)
-    return CallCost(seconds=seconds, peak_bytes=int(resident + active / strategy.tensor))
+    style = _style(workload)
+    rows = workload.num_rows * workload.num_epochs / workload.num_steps
+    split = _split(workload, strategy, rows)
+    step = step_seconds(
+        architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
+    )
+    weights = weight_bytes(architecture, strategy, style.element_bytes)
+    resident = weights + optimizer_bytes(architecture, strategy, style)
+    active = training_activation_bytes(
+        architecture,
+        strategy,
+        split.micro_batch,
+        split.num_micro_batches,
+        style,
+        selected_share=workload.selected_share,
+    )
+    return CallCost(
+        seconds=_framed(workload.num_steps * step, workload, hardware),
+        resident_bytes=math.ceil(resident),
+        active_bytes=math.ceil(active),
+    )
+
+
+def _infer(
+    architecture: ModelArchitecture,
+    strategy: ParallelStrategy,
+    workload: Workload,
+    hardware: Hardware,
+) -> CallCost:
+    style = replace(_style(workload), recompute=False)
+    split = _split(workload, strategy, workload.num_rows)
+    seconds = forward_seconds(
+        architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
+    )
+    active = inference_activation_bytes(
+        architecture,
+        strategy,
+        split.micro_batch,
+        style,
+        selected_share=workload.selected_share,
+    )
+    return CallCost(
+        seconds=_framed(seconds, workload, hardware),
+        resident_bytes=math.ceil(weight_bytes(architecture, strategy, style.element_bytes)),
+        active_bytes=math.ceil(active),
+    )
 
 
 def _generate(
@@ -105,34 +224,29 @@ def _generate(
     strategy: ParallelStrategy,
     workload: Workload,
     hardware: Hardware,
+    memory_bytes: int,
 ) -> CallCost:
-    parameters = num_parameters(architecture) / strategy.tensor
-    rows = workload.num_rows / strategy.data
-    prefill = 2.0 * parameters * rows * workload.prompt_tokens / hardware.flops_per_second
-    step = max(
-        2.0 * parameters * rows / hardware.flops_per_second,
-        parameters * _BYTES_PER_ELEMENT / hardware.memory_bytes_per_second,
+    replica = Replica(
+        architecture=architecture,
+        tensor=strategy.tensor,
+        element_bytes=workload.element_bytes,
+        hardware=hardware,
     )
-    decode = workload.response_tokens * (step + hardware.step_overhead_seconds)
-    cache = (
-        rows
-        * (workload.prompt_tokens + workload.response_tokens)
-        * 2
-        * architecture.key_value_size
-        * architecture.num_layers
-        * _BYTES_PER_ELEMENT
-        / strategy.tensor
-    )
+    rows = math.ceil(workload.num_rows / strategy.data)
+    weights = weight_bytes(architecture, strategy, workload.element_bytes)
     # A shadow copy of the weights stands beside the live ones while they are replaced.
-    peak = 2 * parameters * _BYTES_PER_ELEMENT + cache
-    return CallCost(seconds=hardware.call_overhead_seconds + prefill + decode, peak_bytes=int(peak))
-
-
-def estimate_reallocation_seconds(
-    architecture: ModelArchitecture, num_destinations: int, hardware: Hardware
-) -> float:
-    """Seconds to bring all weights to each of some replicas, link-bound."""
-    total = num_parameters(architecture) * _BYTES_PER_ELEMENT
-    return (
-        hardware.call_overhead_seconds + total * num_destinations / hardware.link_bytes_per_second
+    per_token = cache_bytes_per_token(architecture, strategy.tensor, workload.element_bytes)
+    row = per_token * workload.tokens_per_row
+    room = _CACHE_SHARE * (memory_bytes - hardware.reserved_bytes) - 2 * weights
+    cache = min(rows * row, max(room, row))
+    seconds = generation_seconds(replica, rows, workload.prompt_tokens, workload.lengths, cache)
+    return CallCost(
+        seconds=_framed(seconds, workload, hardware),
+        resident_bytes=math.ceil(2 * weights),
+        active_bytes=math.ceil(cache),
     )
+
+
+def _framed(seconds: float, workload: Workload, hardware: Hardware) -> float:
+    """With what surrounds a call: dispatch and the rows it pulls."""
+    return hardware.call_overhead_seconds + batch_seconds(workload, hardware) + seconds

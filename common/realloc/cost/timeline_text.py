@@ -14,13 +14,18 @@ def render_timeline(timeline: Timeline, *, num_devices: int, columns: int = 72) 
     A capital is a call, the small letter the reallocation before it, ``·`` an idle device.
     Each row stands for consecutive devices that do the same work throughout.
     """
-    names = list(dict.fromkeys(work.name for work in timeline.works))
-    letters = {name: _LETTERS[index % len(_LETTERS)] for index, name in enumerate(names)}
     lines = [f"{timeline.seconds:.6g} seconds per iteration", ""]
-    lines += _chart(timeline, letters, num_devices, columns)
-    lines += ["", *(f"{letter} {name}" for name, letter in letters.items()), ""]
+    lines += [render_chart(timeline, num_devices=num_devices, columns=columns), ""]
     lines += _table(timeline)
     return "\n".join(lines) + "\n"
+
+
+def render_chart(timeline: Timeline, *, num_devices: int, columns: int = 72) -> str:
+    """The chart and its legend only."""
+    names = list(dict.fromkeys(work.name for work in timeline.works))
+    letters = {name: _LETTERS[index % len(_LETTERS)] for index, name in enumerate(names)}
+    lines = _chart(timeline, letters, num_devices, columns)
+    return "\n".join([*lines, "", *(f"{letter} {name}" for name, letter in letters.items())])
 
 
 def _chart(

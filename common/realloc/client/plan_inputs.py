@@ -1,0 +1,142 @@
+"""What `realloc plan` plans: a cluster that one may not have, models without their weights."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from realloc.core.errors import InvalidInput, Problem, raise_problems
+from realloc.core.experiment import Experiment, ModelSettings
+from realloc.core.mesh import Cluster
+from realloc.core.model import ModelArchitecture
+from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
+from realloc.dataflow.graph import DataflowGraph, GraphModel
+
+_CLUSTER = re.compile(r"(\d+)x([A-Za-z0-9-]+)(?::(\d+))?(?:@([\d.]+))?")
+_CHARACTERS_PER_TOKEN = 4.0
+"""Of English text under the usual vocabularies, roughly."""
+_DEFAULT_PROMPT_TOKENS = 512.0
+_SAMPLED_ROWS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCluster:
+    """A cluster and what its devices can do."""
+
+    cluster: Cluster
+    hardware: Hardware
+
+
+def parse_cluster(text: str) -> PlannedCluster:
+    """Read ``16xH100:8@3200``: nodes, kind, devices per node, network in Gb/s per node.
+
+    Devices per node and network may be left out: 8, and what the kind usually has.
+
+    Raises:
+        InvalidInput: not of this form, an unknown kind, or sizes that no cluster has.
+    """
+    match = _CLUSTER.fullmatch(text.strip())
+    if match is None:
+        raise InvalidInput.at("cluster", f"{text!r} is not of the form 16xH100:8 or 4xA100:8@800")
+    nodes, kind, size, network = match.groups()
+    names = {name.lower(): name for name in HARDWARE}
+    if kind.lower() not in names:
+        raise InvalidInput.at("cluster", f"{kind!r} is unknown hardware; known: {_known()}")
+    hardware = hardware_of(names[kind.lower()])
+    per_node = int(size or hardware.devices_per_node)
+    if int(nodes) < 1 or not 1 <= per_node <= 64 or per_node & (per_node - 1):
+        raise InvalidInput.at(
+            "cluster", f"{text!r} needs at least one node of 1, 2, 4, … 64 devices"
+        )
+    hardware = hardware.with_node_size(per_node)
+    if network:
+        hardware = hardware.with_network(float(network))
+    return PlannedCluster(
+        cluster=Cluster(
+            num_nodes=int(nodes),
+            devices_per_node=per_node,
+            device_kind=names[kind.lower()],
+            device_memory_bytes=hardware.memory_bytes,
+        ),
+        hardware=hardware,
+    )
+
+
+def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:
+    """Each model's architecture, from the ``config.json`` of its checkpoint.
+
+    Raises:
+        InvalidInput: configurations that cannot be read; all at once.
+    """
+    found: dict[str, ModelArchitecture] = {}
+    problems: list[Problem] = []
+    for model in graph.models:
+        try:
+            found[model.model_id] = _architecture(experiment, model)
+        except InvalidInput as error:
+            problems += [each for each in error.problems if each not in problems]
+    raise_problems(problems)
+    return found
+
+
+def _architecture(experiment: Experiment, model: GraphModel) -> ModelArchitecture:
+    field = "reward_model" if model.model_id == "reward" else model.model_id
+    settings: ModelSettings | None = getattr(experiment, field)
+    if settings is None:
+        field, settings = "actor", experiment.actor
+    path = Path(settings.checkpoint) / "config.json"
+    where = f"{field}.checkpoint"
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput.at(where, f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput.at(where, f"{path} is not JSON: {error}") from error
+    try:
+        return ModelArchitecture.from_hf_config(config, model.head).with_head(model.head)
+    except InvalidInput as error:
+        raise InvalidInput(
+            *(Problem(where, f"{path}: {problem}") for problem in error.problems)
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLength:
+    """Mean tokens of a prompt, and where the number comes from."""
+
+    tokens: float
+    source: str
+
+
+def prompt_length(experiment: Experiment, given: float | None) -> PromptLength:
+    """The given mean; else estimated from the data file; else a usual one.
+
+    Raises:
+        InvalidInput: the given mean is below 1.
+    """
+    if given is not None:
+        if given < 1:
+            raise InvalidInput.at("--prompt-tokens", f"is {given:g} and must be at least 1")
+        return PromptLength(tokens=given, source="given")
+    try:
+        with Path(experiment.data.path).open() as file:
+            lengths = [
+                len(_text(line)) for line, _ in zip(file, range(_SAMPLED_ROWS), strict=False)
+            ]
+    except (OSError, ValueError, AttributeError):
+        lengths = []
+    if not lengths:
+        return PromptLength(
+            tokens=_DEFAULT_PROMPT_TOKENS, source="assumed, for want of data; see --prompt-tokens"
+        )
+    tokens = max(1.0, sum(lengths) / len(lengths) / _CHARACTERS_PER_TOKEN)
+    return PromptLength(tokens=tokens, source="estimated from the data, 4 characters a token")
+
+
+def _text(line: str) -> str:
+    row = json.loads(line)
+    return str(row.get("prompt", "")) + str(row.get("completion", ""))
+
+
+def _known() -> str:
+    return ", ".join(sorted(HARDWARE))

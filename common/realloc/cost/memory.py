@@ -1,0 +1,123 @@
+"""Bytes on one device: weights, optimizer, activations, caches.
+
+Resident bytes stay while the plan is in force; active bytes only while a call runs. Activations
+follow Korthikanti et al. (arXiv 2205.05198, section 4), counted for gated and grouped models:
+the inputs of every product and of the activation function. 1F1B holds as many micro-batches on
+the first stage as there are stages (section 4.2.3 there). With full recomputation only each
+layer's input stays, and one layer at a time is whole. Optimizer states are sharded over the
+data ranks (ZeRO 1, Rajbhandari et al., 1910.02054, section 5.1).
+"""
+
+from realloc.core.model import Head, ModelArchitecture
+from realloc.core.strategy import ParallelStrategy
+from realloc.cost.layers import Tokens
+from realloc.cost.model_size import mlp_matrices, num_parameters, stage_parameters
+from realloc.cost.training import TrainingStyle
+
+_MOMENT_BYTES = 8
+"""Two float32 moments of Adam per parameter."""
+_MASTER_BYTES = 4
+"""A float32 weight beside a 16-bit one; float32 weights are their own."""
+_LOGIT_BYTES = 8
+"""Float32 logits and their gradient or exponentials per vocabulary entry."""
+
+
+def weight_bytes(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, element_bytes: int
+) -> float:
+    """Weights on a device of the fullest stage."""
+    return element_bytes * stage_parameters(
+        architecture,
+        tensor=strategy.tensor,
+        pipeline=strategy.pipeline,
+        expert=strategy.expert,
+    )
+
+
+def optimizer_bytes(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, style: TrainingStyle
+) -> float:
+    """Gradient buffer, and this data rank's share of master weights and moments."""
+    parameters = weight_bytes(architecture, strategy, 1)
+    master = _MASTER_BYTES if style.element_bytes < _MASTER_BYTES else 0
+    states = (_MOMENT_BYTES + master) * parameters / strategy.data
+    return style.gradient_bytes * parameters + states
+
+
+def training_activation_bytes(
+    architecture: ModelArchitecture,
+    strategy: ParallelStrategy,
+    micro_batch: Tokens,
+    num_micro_batches: int,
+    style: TrainingStyle,
+    *,
+    selected_share: float = 1.0,
+) -> float:
+    """Activations on the first stage at its fullest, and the logits of the last.
+
+    Args:
+        selected_share: of the tokens, those whose logits are computed.
+    """
+    layers = -(-architecture.num_layers // strategy.pipeline)
+    held: float = min(strategy.pipeline, num_micro_batches)
+    if strategy.virtual_pipeline > 1:
+        chunks = strategy.pipeline * strategy.virtual_pipeline
+        held *= 1 + (strategy.pipeline - 1) / chunks
+    layer = _layer_bytes(architecture, strategy, micro_batch, style)
+    if style.recompute:
+        inputs = style.element_bytes * micro_batch.count * architecture.hidden_size
+        held_bytes = held * layers * inputs + layer
+    else:
+        held_bytes = held * layers * layer
+    logits = _logit_bytes(architecture, strategy, selected_share * micro_batch.count)
+    return held_bytes + logits if strategy.pipeline == 1 else max(held_bytes, logits)
+
+
+def inference_activation_bytes(
+    architecture: ModelArchitecture,
+    strategy: ParallelStrategy,
+    micro_batch: Tokens,
+    style: TrainingStyle,
+    *,
+    selected_share: float = 1.0,
+) -> float:
+    """One layer's activations and the logits."""
+    layer = _layer_bytes(architecture, strategy, micro_batch, style)
+    return layer + _logit_bytes(architecture, strategy, selected_share * micro_batch.count)
+
+
+def cache_bytes_per_token(
+    architecture: ModelArchitecture, tensor: int, element_bytes: int
+) -> float:
+    """Keys and values of one token on one tensor rank; heads beyond the rank count repeat."""
+    heads = max(1.0, architecture.num_key_value_heads / tensor)
+    return 2.0 * element_bytes * architecture.num_layers * heads * architecture.head_dim
+
+
+def total_weight_bytes(architecture: ModelArchitecture, element_bytes: int) -> int:
+    """One whole copy of the weights."""
+    return element_bytes * num_parameters(architecture)
+
+
+def _layer_bytes(
+    architecture: ModelArchitecture,
+    strategy: ParallelStrategy,
+    micro_batch: Tokens,
+    style: TrainingStyle,
+) -> float:
+    """What one layer keeps of one micro-batch."""
+    a, t = architecture, strategy.tensor
+    outside = 4 * a.hidden_size / (t if style.sequence_parallel else 1)
+    heads = 2 * (a.query_size + a.key_value_size)
+    width = a.intermediate_size
+    if a.num_experts:
+        width = a.expert_intermediate_size * a.experts_per_token
+    wide = mlp_matrices(a) * width
+    return style.element_bytes * micro_batch.count * (outside + (heads + wide) / t)
+
+
+def _logit_bytes(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, tokens: float
+) -> float:
+    columns = architecture.vocab_size / strategy.tensor
+    return tokens * _LOGIT_BYTES * (columns if architecture.head is Head.LM else 1)

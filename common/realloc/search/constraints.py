@@ -1,0 +1,119 @@
+"""What a user fixes before a search, and the meshes that are left."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from realloc.core.errors import Problem, raise_problems
+from realloc.core.experiment import CallPin
+from realloc.core.mesh import Cluster, DeviceMesh
+
+_SMALL_CLUSTER_NODES = 4
+_ALL_RUNS_NODES = 8
+
+
+class GenerationPlacement(Enum):
+    """Where rollouts run, seen from the training of the same model."""
+
+    ANY = "any"
+    COLOCATED = "colocated"
+    """On the same devices, in turns: both on the whole cluster."""
+    DISJOINT = "disjoint"
+    """On devices of their own: the first ones of the cluster; training on the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConstraints:
+    """A part of the plan that is not up to the search."""
+
+    pins: tuple[CallPin, ...] = ()
+    generation: GenerationPlacement = GenerationPlacement.ANY
+    max_tensor: int = 0
+    """Largest tensor degree; 0 for the devices of a node."""
+    headroom: float = 0.0
+    """Share of each device's memory that stays free."""
+    avoided_nodes: tuple[int, ...] = ()
+
+    def check(self, cluster: Cluster, calls: tuple[str, ...]) -> None:
+        """Raise where the constraints contradict the cluster or each other.
+
+        Raises:
+            InvalidInput: all problems at once.
+        """
+        raise_problems(self._problems(cluster, calls))
+
+    def _problems(self, cluster: Cluster, calls: tuple[str, ...]) -> Iterator[Problem]:
+        if not 0.0 <= self.headroom < 1.0:
+            yield Problem("headroom", f"is {self.headroom:g}; give a share from 0 to below 1")
+        if self.max_tensor < 0:
+            yield Problem("max_tensor", f"is {self.max_tensor} and must not be negative")
+        for node in self.avoided_nodes:
+            if not 0 <= node < cluster.num_nodes:
+                yield Problem("avoid", f"node {node} is none of the {cluster.num_nodes} nodes")
+        if len(set(self.avoided_nodes)) >= cluster.num_nodes:
+            yield Problem("avoid", "leaves no node")
+        for pin in self.pins:
+            for reason in self._pin_problems(pin, cluster, calls):
+                yield Problem(f"pins.{pin.call}", reason)
+        if self.generation is GenerationPlacement.DISJOINT and cluster.num_devices < 2:
+            yield Problem("generation", "cannot be disjoint from training on one device")
+
+    def _pin_problems(
+        self, pin: CallPin, cluster: Cluster, calls: tuple[str, ...]
+    ) -> Iterator[str]:
+        if pin.call not in calls:
+            yield f"is no call of the graph; its calls are {', '.join(calls)}"
+        if pin.strategy.num_ranks != pin.mesh.num_devices:
+            yield (
+                f"{pin.strategy} has {pin.strategy.num_ranks} ranks and the mesh "
+                f"{pin.mesh.num_devices} devices"
+            )
+        if pin.mesh.devices[-1] >= cluster.num_devices:
+            yield f"ends at device {pin.mesh.devices[-1]}; the last is {cluster.num_devices - 1}"
+        elif pin.mesh not in cluster.meshes():
+            yield (
+                f"{pin.mesh} is no mesh: take an aligned power of two of devices in a node, or "
+                "whole nodes"
+            )
+        elif touched := _nodes(pin.mesh, cluster) & set(self.avoided_nodes):
+            yield f"uses node {min(touched)}, which is to be avoided"
+        if self.max_tensor and pin.strategy.tensor > self.max_tensor:
+            yield (
+                f"has tensor degree {pin.strategy.tensor} and the most allowed is "
+                f"{self.max_tensor}"
+            )
+
+    def pin_of(self, call: str) -> CallPin | None:
+        """The pin of a call, if it has one."""
+        return next((pin for pin in self.pins if pin.call == call), None)
+
+    def meshes(self, cluster: Cluster) -> tuple[DeviceMesh, ...]:
+        """Meshes worth trying that touch no avoided node."""
+        avoided = set(self.avoided_nodes)
+        return tuple(m for m in _worthwhile(cluster) if not _nodes(m, cluster) & avoided)
+
+
+def _nodes(mesh: DeviceMesh, cluster: Cluster) -> set[int]:
+    return set(range(cluster.node_of(mesh.first_device), cluster.node_of(mesh.devices[-1]) + 1))
+
+
+def _worthwhile(cluster: Cluster) -> Iterator[DeviceMesh]:
+    """Every mesh of a small cluster. Of a large one parts of nodes only at its ends, where they
+    leave most whole nodes together; of a very large one runs of nodes in eighths and powers of
+    two, because plans that differ by one node in twenty differ by little."""
+    nodes = cluster.num_nodes
+    for mesh in cluster.meshes():
+        if mesh.num_devices < cluster.devices_per_node:
+            node = cluster.node_of(mesh.first_device)
+            if nodes <= _SMALL_CLUSTER_NODES or node in (0, nodes - 1):
+                yield mesh
+            continue
+        first, length = (
+            mesh.first_device // cluster.devices_per_node,
+            mesh.num_devices // cluster.devices_per_node,
+        )
+        unit = max(1, nodes // 8)
+        in_units = first % unit == 0 and length % unit == 0
+        aligned = length & (length - 1) == 0 and first % length == 0
+        if nodes <= _ALL_RUNS_NODES or in_units or aligned or length == nodes:
+            yield mesh
