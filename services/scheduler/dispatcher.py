@@ -131,9 +131,7 @@ class Dispatcher:
                 await self._advance(job.job_id, JobState.STARTING, activity="connecting to shards")
                 shards = await self._connect_shards(trainers, generators)
                 try:
-                    checkpoint = await self._run_guarded(
-                        job.job_id, admission, plan, shards, spans
-                    )
+                    checkpoint = await self._run_guarded(job.job_id, admission, plan, shards, spans)
                 finally:
                     await shards.close()
                 await self._end(job.job_id, JobState.SUCCEEDED, checkpoint=checkpoint)

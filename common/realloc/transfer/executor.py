@@ -20,9 +20,9 @@ import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
+from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
 from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
-from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.digest import ReceivedDigests, SentDigests
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
