@@ -24,9 +24,8 @@ SLACK_BYTES = 3 << 20
 def programs() -> list[TransferProgram]:
     """Half of the columns move: both sides are strided, every chunk is packed and unpacked."""
     half = SHAPE[1] // 2
-    source = Holding(
-        endpoint=0, parameter="w", canonical=0, rows=(0, SHAPE[0]), cols=(0, SHAPE[1]), width=SHAPE[1]
-    )  # fmt: skip
+    rows, cols = (0, SHAPE[0]), (0, SHAPE[1])
+    source = Holding(endpoint=0, parameter="w", canonical=0, rows=rows, cols=cols, width=SHAPE[1])
     destination = Holding(
         endpoint=1, parameter="w", canonical=0, rows=(0, SHAPE[0]), cols=(0, half), width=SHAPE[1]
     )  # fmt: skip

@@ -28,14 +28,8 @@ def iteration_line(report: IterationReport, iterations: int) -> str:
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """All jobs, a row each."""
-    table = Table(
-        Column("job", no_wrap=True),
-        "algorithm",
-        "state",
-        "iteration",
-        "submitted",
-        "activity or error",
-    )
+    first = Column("job", no_wrap=True)
+    table = Table(first, "algorithm", "state", "iteration", "submitted", "activity or error")
     for job in jobs:
         table.add_row(
             job.job_id,
