@@ -4,6 +4,7 @@ Both work in slices counted in plans and choices, not in seconds, so that a seed
 sequence of plans on every machine; the clock only says after which slice to stop.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from realloc.search.local_search import descend_pair, wander
 from realloc.search.option_tree import LEVELS, OptionTree
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import new_random_state
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
@@ -39,6 +40,7 @@ class DefaultSearcher:
     """Iterated local search with one- and two-call moves, and passes that prove a bound."""
 
     name: str = "default"
+    clock: Clock = time.perf_counter
     slice_plans: int = 60_000
     """Plans that local search decides in one turn."""
     slice_choices: int = 60_000
@@ -48,7 +50,7 @@ class DefaultSearcher:
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
     ) -> Iterator[SearchResult]:
         """See `Searcher.search`."""
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         tables = build_tables(problem, rules)
         plan, value = progress.evaluate(lambda: symmetric_plan(problem, tables))
         progress.offer(plan, value)

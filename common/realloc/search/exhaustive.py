@@ -1,5 +1,6 @@
 """Every plan, one after the other: the oracle on small spaces."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from realloc.search.compilation import compiled
 from realloc.search.evaluator import evaluate
 from realloc.search.memory import raise_infeasible
 from realloc.search.problem import SearchProblem
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Space, build_tables
 
 Ints = NDArray[np.int64]
@@ -25,6 +26,7 @@ class ExhaustiveSearcher:
     """Enumerates all plans; proves the optimum if it has the time to end."""
 
     name: str = "exhaustive"
+    clock: Clock = time.perf_counter
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
@@ -35,7 +37,7 @@ class ExhaustiveSearcher:
         starts = np.cumsum([0, *(len(o) for o in options)])
         flat = np.concatenate(options)
         digits = np.zeros(problem.num_calls, dtype=np.int64)
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         best = np.zeros(problem.num_calls, dtype=np.int64)
         found = np.array([np.inf])
         more = True

@@ -1,5 +1,6 @@
 """The baseline: every call on the whole cluster, as Megatron-style systems place them."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from realloc.search.evaluator import evaluate
 from realloc.search.local_search import descend, shed_memory
 from realloc.search.memory import raise_infeasible, smallest_memory
 from realloc.search.problem import SearchProblem
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
@@ -23,12 +24,13 @@ class HeuristicSearcher:
     """All calls on the largest mesh, each with its best strategy there."""
 
     name: str = "heuristic"
+    clock: Clock = time.perf_counter
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
     ) -> Iterator[SearchResult]:
         """See `Searcher.search`; neither the seed nor the time changes anything."""
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         tables = build_tables(problem, rules)
         progress.offer(*progress.evaluate(lambda: symmetric_plan(problem, tables)))
         yield progress.result()
