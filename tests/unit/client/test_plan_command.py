@@ -51,7 +51,7 @@ def test_programs_get_json(experiment: Path, capsys: pytest.CaptureFixture[str])
     assert run(experiment, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["lower_bound"] <= plan["seconds"] <= plan["heuristic_seconds"]
-    assert [p["call"] for p in plan["placements"]][0] == "actor_gen"
+    assert plan["placements"][0]["call"] == "actor_gen"
     assert max(plan["device_peak_bytes"]) <= plan["cluster"]["usable_bytes"]
 
 
