@@ -140,7 +140,8 @@ class _Problem:
     def log_errors(self, logs: Floats) -> Floats:
         hardware = self.hardware(logs)
         predicted = [1e3 * predict_seconds(row, hardware) for row in self._rows]
-        return np.log(predicted) - self._log_measured
+        errors: Floats = np.log(predicted) - self._log_measured
+        return errors
 
     def weighted(self, weights: Floats) -> Callable[[Floats], Floats]:
         """Residuals of unit variance: the rows' and the priors'."""
