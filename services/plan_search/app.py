@@ -1,5 +1,6 @@
 """Constructs and connects plan-search."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -8,6 +9,7 @@ from realloc.coordination.etcd_store import EtcdStore
 from realloc.rpc.server import App
 from realloc.shard.registration import registration
 from services.plan_search.config import PlanSearchConfig
+from services.plan_search.plan_search import PlanSearch
 from services.plan_search.servicer import PlanSearchServicer
 
 
@@ -16,7 +18,10 @@ async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
-        servicer = PlanSearchServicer(config.max_search_seconds)
+        search = PlanSearch()
+        # A daemon: a service that is told to stop does not wait for the compiler.
+        threading.Thread(target=search.warm_up, name="warm-up", daemon=True).start()
+        servicer = PlanSearchServicer(search, config.max_search_seconds)
         name = plan_search_pb2.DESCRIPTOR.services_by_name["PlanSearchService"].full_name
         yield App(
             servicers=((plan_search_pb2_grpc.add_PlanSearchServiceServicer_to_server, servicer),),

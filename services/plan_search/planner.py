@@ -43,7 +43,7 @@ def plan_experiment(task: PlanningTask) -> ExecutionPlan:
         InvalidInput: a pin is not legal, or a call fits on no mesh of the cluster.
     """
     placements: list[CallPlacement] = []
-    for calls in _groups(task.graph):
+    for calls in groups(task.graph):
         option = _choose(task, calls)
         placements += [_placement(task, call, option) for call in calls]
     return with_totals(task, placements)
@@ -85,7 +85,7 @@ def with_totals(task: PlanningTask, placements: Sequence[CallPlacement]) -> Exec
     )
 
 
-def _groups(graph: DataflowGraph) -> list[tuple[FunctionCall, ...]]:
+def groups(graph: DataflowGraph) -> list[tuple[FunctionCall, ...]]:
     """Calls that share a placement: those of one model on trainers; each generation alone."""
     groups: dict[tuple[str, bool], list[FunctionCall]] = {}
     for call in graph.placed_calls():

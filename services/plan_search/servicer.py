@@ -15,13 +15,15 @@ from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.dataflow.catalog import build_graph
 from realloc.wire.convert import from_proto, to_proto
-from services.plan_search.planner import PlanningTask, estimate_plan, plan_experiment
+from services.plan_search.plan_search import PlanSearch
+from services.plan_search.planner import PlanningTask, estimate_plan
 
 
 class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
     """Stateless; a search runs beside the event loop."""
 
-    def __init__(self, max_search_seconds: float) -> None:
+    def __init__(self, search: PlanSearch, max_search_seconds: float) -> None:
+        self._search = search
         self._max_search_seconds = max_search_seconds
 
     async def SearchPlan(
@@ -31,8 +33,9 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
             raise InvalidInput.at(
                 "seconds", f"is {request.seconds}; give 0 to {self._max_search_seconds}"
             )
-        plan = await asyncio.to_thread(plan_experiment, _task(request))
-        yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
+        plans = self._search.plans(_task(request), seconds=request.seconds)
+        while (plan := await asyncio.to_thread(next, plans, None)) is not None:
+            yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
 
     async def EstimatePlan(
         self, request: pb.EstimatePlanRequest, context: Any

@@ -116,8 +116,9 @@ def rank_correlation(first: Floats, second: Floats) -> float:
 def _ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    means = ends - (counts - 1) / 2.0
-    return np.asarray(means[inverse], dtype=np.float64)
+    means: Floats = ends - (counts - 1) / 2.0
+    ranks: Floats = means[inverse]
+    return ranks
 
 
 class _Problem:

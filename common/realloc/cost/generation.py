@@ -97,7 +97,7 @@ def step_seconds(replica: Replica, rows: float, context: float) -> float:
     group = tensor_group(replica.execution, hardware)
     reduce = 2 * a.num_layers * _decode_all_reduce(group.size, hidden, hardware)
     fixed = a.num_layers * reach.decode_layer_seconds + reach.decode_step_seconds
-    return max(read, multiply) + cache + reduce + fixed
+    return max(read, multiply) + cache + reduce + fixed + rows * reach.decode_row_seconds
 
 
 def num_active_parameters(architecture: ModelArchitecture) -> float:

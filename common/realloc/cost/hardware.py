@@ -56,6 +56,8 @@ class Efficiency:
     """Fixed time per layer of a decoding step (CUDA graphs: kernel ramps, no launches)."""
     decode_step_seconds: float
     """Fixed time of a decoding step: scheduling, sampling."""
+    decode_row_seconds: float
+    """Host time of a row in a decoding step: its bookkeeping, detokenizing, streaming."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ _CUDA = Efficiency(
     # vLLM's own benchmarks of small models: some 1 ms per step beside the layers.
     decode_layer_seconds=2e-5,
     decode_step_seconds=1e-3,
+    decode_row_seconds=4e-6,
 )
 # Host-bound parts of newer machines with newer frameworks: half of the 2022 stack's launches.
 # Hopper reaches less of its peak, being limited by power: 0.6–0.7 for large bf16 products
@@ -158,8 +161,8 @@ _H100 = replace(
 _CPU = Hardware(
     # One core of a shared x86 machine with the tiny models of the examples; measured there.
     name="cpu",
-    flops_per_second=2.0e10,
-    flops_per_second_32=2.0e10,
+    flops_per_second=4.0e10,
+    flops_per_second_32=4.0e10,
     memory_bytes_per_second=8e9,
     memory_bytes=4 * 2**30,
     reserved_bytes=0,
@@ -170,13 +173,14 @@ _CPU = Hardware(
         matrix=1.0,
         memory=1.0,
         unaligned=1.0,
-        forward_launch_seconds=1.5e-3,
-        backward_launch_seconds=3e-3,
+        forward_launch_seconds=3e-3,
+        backward_launch_seconds=12e-3,
         unfused_softmax_seconds=0.0,
         head_seconds=1e-3,
-        step_seconds=5e-3,
+        step_seconds=3e-2,
         decode_layer_seconds=1e-3,
         decode_step_seconds=6e-3,
+        decode_row_seconds=2e-4,
     ),
     call_overhead_seconds=0.03,
     network_efficiency=1.0,

@@ -15,6 +15,9 @@ from realloc.search.constraints import GenerationPlacement
 from realloc.search.options import PlanOption, PlanTask, options_of
 from realloc.search.problem import KINDS, Floats, SearchProblem
 
+_IMPOSSIBLE_SECONDS = 1e9
+"""Of a move that the system cannot make, so that no plan which needs it is ever the best."""
+
 _LayoutKey = tuple[LayoutKind, PlacedLayout]
 
 
@@ -44,6 +47,22 @@ class PlanSpace:
             predicted_seconds=seconds,
             predicted_reallocation_seconds=self.reallocation_seconds(options),
         )
+
+    def options_for(self, plan: ExecutionPlan) -> tuple[int, ...] | None:
+        """The fastest option of each call at its placement in a plan; None where one has none."""
+        found = []
+        for index, call in enumerate(self.task.graph.calls):
+            given = plan.placement(call.name)
+            options = [
+                int(option)
+                for option in self.problem.options_of(index)
+                if (self.options[option].mesh, self.options[option].strategy)
+                == (given.mesh, given.strategy)
+            ]
+            if not options:
+                return None
+            found.append(min(options, key=lambda option: self.options[option].cost.seconds))
+        return tuple(found)
 
     def reallocation_seconds(self, options: Sequence[int]) -> float:
         """Seconds of all reallocations of one iteration, each distinct one once."""
@@ -158,10 +177,14 @@ def _moves(task: PlanTask, model: str, layouts: dict[_LayoutKey, int], with_move
         return np.zeros((len(layouts), len(layouts)))
     workload = next(iter(task.workloads.values()))
     sources = [number for (kind, _), number in layouts.items() if kind is LayoutKind.MEGATRON]
-    return reallocation_matrix(
+    seconds = reallocation_matrix(
         sources,
         [layout for _, layout in layouts],
         total_weight_bytes(task.architectures[model], workload.element_bytes),
         task.cluster.num_devices,
         task.hardware,
     )
+    if task.rules.one_training_layout:
+        seconds[np.ix_(sources, sources)] = _IMPOSSIBLE_SECONDS
+        np.fill_diagonal(seconds, 0.0)
+    return seconds

@@ -18,6 +18,19 @@ _MICRO_BATCH_SHARES = (1, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceRules:
+    """What the system that is to run the plan can do."""
+
+    micro_batches_per_call: bool = True
+    """A call may have micro-batches and recomputation of its own; else the experiment's
+    micro-batches, without recomputation."""
+    one_training_layout: bool = False
+    """A model's calls on trainers share one layout: only generation may have another."""
+    even_batches: bool = True
+    """Rows must divide by the data ranks; else there need only be a row for each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanTask:
     """What to plan."""
 
@@ -29,6 +42,7 @@ class PlanTask:
     cluster: Cluster
     hardware: Hardware
     constraints: PlanConstraints = field(default_factory=PlanConstraints)
+    rules: SpaceRules = field(default_factory=SpaceRules)
     generation_devices: int = 0
     """Where generation is disjoint: it has the devices below this number, the other calls of
     its model those from it on."""
@@ -58,12 +72,14 @@ def workloads_of(
     *,
     prompt_tokens: float,
     mean_response_tokens: float = 0.0,
+    even_batches: bool = True,
 ) -> dict[str, Workload]:
     """The work of every call of an experiment.
 
     Args:
         prompt_tokens: mean of a prompt, or of a whole row where nothing is generated.
         mean_response_tokens: 0 where every response is taken to reach the limit.
+        even_batches: whether mini-batches must be of equal size.
 
     Raises:
         InvalidInput: the rollouts do not divide into the mini-batches.
@@ -72,7 +88,7 @@ def workloads_of(
     ppo, generation = experiment.ppo, experiment.generation
     rows = experiment.data.batch_size * (generation.samples_per_prompt if generates else 1)
     steps = ppo.mini_batches if generates else 1
-    if rows % steps:
+    if even_batches and rows % steps:
         raise InvalidInput.at(
             "ppo.mini_batches",
             f"is {steps} and does not divide the {rows} rollouts of an iteration; change it, "
@@ -137,7 +153,9 @@ def illegal(task: PlanTask, call: FunctionCall, strategy: ParallelStrategy) -> s
         return f"{strategy}: generation has no pipeline; use p1"
     if call.kind is not CallKind.GENERATE and a.num_key_value_heads % strategy.tensor:
         return f"{a.num_key_value_heads} key-value heads do not split by {strategy}"
-    if rows % strategy.data:
+    if rows < strategy.data:
+        return f"{rows} rows are too few for the {strategy.data} data ranks of {strategy}"
+    if task.rules.even_batches and rows % strategy.data:
         return (
             f"a batch of {rows} rows does not divide by the {strategy.data} data ranks of "
             f"{strategy}; change data.batch_size"
@@ -159,9 +177,9 @@ def _variants(
     task: PlanTask, call: FunctionCall, mesh: DeviceMesh, strategy: ParallelStrategy
 ) -> Iterator[PlanOption]:
     base = task.workloads[call.name]
-    shares = (1,) if call.kind is CallKind.GENERATE else _MICRO_BATCH_SHARES
-    for share in shares:
-        for recompute in (False, True) if call.kind is CallKind.TRAIN else (False,):
+    free = task.rules.micro_batches_per_call and call.kind is not CallKind.GENERATE
+    for share in _MICRO_BATCH_SHARES if free else (1,):
+        for recompute in (False, True) if free and call.kind is CallKind.TRAIN else (False,):
             tokens = max(1, base.max_tokens_per_micro_batch // share)
             workload = replace(base, max_tokens_per_micro_batch=tokens, recompute=recompute)
             cost = estimate_call(

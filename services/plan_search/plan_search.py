@@ -1,0 +1,109 @@
+"""Searches execution plans: the simple plan at once, then better ones while time lasts."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+from realloc.core.errors import InvalidInput
+from realloc.core.experiment import CallPin
+from realloc.core.plan import ExecutionPlan
+from realloc.cost.hardware import hardware_of
+from realloc.cost.simulator import SimulationRules
+from realloc.search.constraints import PlanConstraints
+from realloc.search.construction import PlanSpace, build_space
+from realloc.search.options import PlanTask, SpaceRules, workloads_of
+from realloc.search.searchers import searcher_named, warm_up
+from services.plan_search.planner import PlanningTask, groups, plan_experiment
+
+_RULES = SpaceRules(micro_batches_per_call=False, one_training_layout=True, even_batches=False)
+"""What the scheduler and the trainers can execute."""
+
+_SEED = 0
+
+
+class PlanSearch:
+    """A searcher that is compiled in the background; until then only simple plans come."""
+
+    def __init__(self) -> None:
+        self._searcher = searcher_named("default")
+        self._compiled = threading.Event()
+
+    def warm_up(self) -> None:
+        """Compile the searcher, or read it from the cache: up to a minute the first time."""
+        warm_up(self._searcher)
+        self._compiled.set()
+
+    def plans(self, task: PlanningTask, *, seconds: float) -> Iterator[ExecutionPlan]:
+        """Plans, each better than the one before.
+
+        Raises:
+            InvalidInput: a pin is not legal, or no plan fits the cluster.
+        """
+        simple = plan_experiment(task)
+        space = _space(task, simple)
+        options = space.options_for(simple) if space else None
+        if space is None or options is None:
+            yield simple
+            return
+        rules, problem = SimulationRules(), space.problem
+        best = float("inf")
+        if problem.peak_bytes(options) <= problem.device_memory_bytes:
+            best = problem.simulate(options, rules).seconds
+            yield _with_others(space.plan(options, best), simple)
+        elif not self._compiled.wait(timeout=seconds):
+            raise InvalidInput.at("plan", "the simple plan does not fit; try again in a minute")
+        if not self._compiled.is_set() or problem.num_options == problem.num_calls:
+            return
+        for result in self._searcher.search(problem, seconds=seconds, seed=_SEED, rules=rules):
+            if result.seconds < best:
+                best = result.seconds
+                yield _with_others(space.plan(result.options, best), simple)
+
+
+def _space(task: PlanningTask, simple: ExecutionPlan) -> PlanSpace | None:
+    """The space of plans that can be executed; None where the model of it has none."""
+    experiment, graph = task.experiment, task.graph
+    plan_task = PlanTask(
+        graph=graph,
+        architectures=task.architectures,
+        workloads=workloads_of(
+            experiment, graph, prompt_tokens=task.mean_prompt_tokens, even_batches=False
+        ),
+        cluster=task.cluster,
+        hardware=hardware_of(task.cluster.device_kind).with_node_size(
+            task.cluster.devices_per_node
+        ),
+        constraints=PlanConstraints(pins=_pins(task, simple)),
+        rules=_RULES,
+    )
+    try:
+        return build_space(plan_task)
+    except InvalidInput:
+        # The simple planner has checked the pins: it has the last word on what is legal.
+        return None
+
+
+def _pins(task: PlanningTask, simple: ExecutionPlan) -> tuple[CallPin, ...]:
+    """The user's pins, each for all calls that share the pinned call's placement."""
+    pinned = {pin.call for pin in task.experiment.pins}
+    in_iteration = {call.name for call in task.graph.calls}
+    found = []
+    for calls in groups(task.graph):
+        if pinned & {call.name for call in calls}:
+            for call in calls:
+                placement = simple.placement(call.name)
+                pin = CallPin(call=call.name, mesh=placement.mesh, strategy=placement.strategy)
+                found.append(pin)
+    return tuple(pin for pin in found if pin.call in in_iteration)
+
+
+def _with_others(plan: ExecutionPlan, simple: ExecutionPlan) -> ExecutionPlan:
+    """With the placements of calls outside the iteration, such as an evaluation of its own."""
+    names = {placement.call for placement in plan.placements}
+    others = tuple(p for p in simple.placements if p.call not in names)
+    moves = plan.predicted_reallocation_seconds or simple.predicted_reallocation_seconds
+    return replace(
+        plan,
+        placements=plan.placements + others,
+        predicted_reallocation_seconds=moves,
+    )
