@@ -64,11 +64,15 @@ def predict_seconds(traffic: Traffic, hardware: Hardware) -> float:
     Local bytes are taken as spread over the devices like the received ones: they are read and
     written at the speed of memory, as are all bytes by the copy from the shadow.
     """
-    link = max(traffic.busiest_send_bytes, traffic.busiest_receive_bytes, traffic.inside_send_bytes)
+    link = hardware.network if traffic.cross_node_bytes else hardware.node_link
+    busiest = max(traffic.busiest_send_bytes, traffic.busiest_receive_bytes)
     memory = traffic.local_bytes + traffic.total_bytes
     return (
         hardware.call_overhead_seconds
-        + hardware.link_latency_seconds
-        + link / hardware.link_bytes_per_second
+        + link.latency_seconds
+        + max(
+            busiest / link.bytes_per_second,
+            traffic.inside_send_bytes / hardware.node_link.bytes_per_second,
+        )
         + 2 * memory / hardware.memory_bytes_per_second
     )
