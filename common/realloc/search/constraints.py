@@ -79,8 +79,7 @@ class PlanConstraints:
             yield f"uses node {min(touched)}, which is to be avoided"
         if self.max_tensor and pin.strategy.tensor > self.max_tensor:
             yield (
-                f"has tensor degree {pin.strategy.tensor} and the most allowed is "
-                f"{self.max_tensor}"
+                f"has tensor degree {pin.strategy.tensor} and the most allowed is {self.max_tensor}"
             )
 
     def pin_of(self, call: str) -> CallPin | None:
