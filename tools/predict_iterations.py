@@ -62,11 +62,15 @@ def _predict(arguments: argparse.Namespace) -> None:
         _say("predicted", compare(rows, hardware))
 
 
-def _line(row: IterationRow, predicted_ms: float) -> dict[str, float]:
-    line = {name: value for name, value in asdict(row).items() if value is not None}
+def _line(row: IterationRow, predicted_ms: float) -> dict[str, float | str]:
+    line: dict[str, float | str] = {
+        name: value for name, value in asdict(row).items() if value is not None
+    }
     line["predicted_ms"] = round(predicted_ms, 6)
     if row.measured_ms:
         line["error"] = round(predicted_ms / row.measured_ms - 1.0, 6)
+    if contradictions := row.contradictions():
+        line["problem"] = "; ".join(contradictions)
     return line
 
 

@@ -1,7 +1,7 @@
 """Searches execution plans: the simple plan at once, then better ones while time lasts."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from realloc.core.errors import InvalidInput
@@ -13,7 +13,7 @@ from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import PlanSpace, build_space
 from realloc.search.options import PlanTask, SpaceRules, workloads_of
 from realloc.search.searchers import searcher_named, warm_up
-from services.plan_search.planner import PlanningTask, groups, plan_experiment
+from services.plan_search.planner import PlanningTask, estimate_plan, groups, plan_experiment
 
 _RULES = SpaceRules(micro_batches_per_call=False, one_training_layout=True, even_batches=False)
 """What the scheduler and the trainers can execute."""
@@ -40,7 +40,7 @@ class PlanSearch:
             InvalidInput: a pin is not legal, or no plan fits the cluster.
         """
         simple = plan_experiment(task)
-        space = _space(task, simple)
+        space = _space(task, _user_pins(task, simple))
         options = space.options_for(simple) if space else None
         if space is None or options is None:
             yield simple
@@ -60,7 +60,22 @@ class PlanSearch:
                 yield _with_others(space.plan(result.options, best), simple)
 
 
-def _space(task: PlanningTask, simple: ExecutionPlan) -> PlanSpace | None:
+def estimate(task: PlanningTask, plan: ExecutionPlan) -> ExecutionPlan:
+    """A given plan with its predictions, simulated.
+
+    Raises:
+        InvalidInput: a placement is not legal.
+    """
+    checked = estimate_plan(task, plan)
+    space = _space(task, _pins_of(checked, [call.name for call in task.graph.calls]))
+    options = space.options_for(checked) if space else None
+    if space is None or options is None:
+        return checked
+    seconds = space.problem.simulate(options).seconds
+    return _with_others(space.plan(options, seconds), checked)
+
+
+def _space(task: PlanningTask, pins: tuple[CallPin, ...]) -> PlanSpace | None:
     """The space of plans that can be executed; None where the model of it has none."""
     experiment, graph = task.experiment, task.graph
     plan_task = PlanTask(
@@ -73,7 +88,7 @@ def _space(task: PlanningTask, simple: ExecutionPlan) -> PlanSpace | None:
         hardware=hardware_of(task.cluster.device_kind).with_node_size(
             task.cluster.devices_per_node
         ),
-        constraints=PlanConstraints(pins=_pins(task, simple)),
+        constraints=PlanConstraints(pins=pins),
         rules=_RULES,
     )
     try:
@@ -83,18 +98,21 @@ def _space(task: PlanningTask, simple: ExecutionPlan) -> PlanSpace | None:
         return None
 
 
-def _pins(task: PlanningTask, simple: ExecutionPlan) -> tuple[CallPin, ...]:
+def _user_pins(task: PlanningTask, simple: ExecutionPlan) -> tuple[CallPin, ...]:
     """The user's pins, each for all calls that share the pinned call's placement."""
     pinned = {pin.call for pin in task.experiment.pins}
     in_iteration = {call.name for call in task.graph.calls}
-    found = []
+    names: list[str] = []
     for calls in groups(task.graph):
-        if pinned & {call.name for call in calls}:
-            for call in calls:
-                placement = simple.placement(call.name)
-                pin = CallPin(call=call.name, mesh=placement.mesh, strategy=placement.strategy)
-                found.append(pin)
-    return tuple(pin for pin in found if pin.call in in_iteration)
+        members = [call.name for call in calls]
+        if pinned & set(members):
+            names += [name for name in members if name in in_iteration]
+    return _pins_of(simple, names)
+
+
+def _pins_of(plan: ExecutionPlan, calls: Sequence[str]) -> tuple[CallPin, ...]:
+    placements = [plan.placement(call) for call in calls]
+    return tuple(CallPin(call=p.call, mesh=p.mesh, strategy=p.strategy) for p in placements)
 
 
 def _with_others(plan: ExecutionPlan, simple: ExecutionPlan) -> ExecutionPlan:

@@ -15,8 +15,8 @@ from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.dataflow.catalog import build_graph
 from realloc.wire.convert import from_proto, to_proto
-from services.plan_search.plan_search import PlanSearch
-from services.plan_search.planner import PlanningTask, estimate_plan
+from services.plan_search.plan_search import PlanSearch, estimate
+from services.plan_search.planner import PlanningTask
 
 
 class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
@@ -41,7 +41,7 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         self, request: pb.EstimatePlanRequest, context: Any
     ) -> pb.EstimatePlanResponse:
         given = from_proto(request.plan, ExecutionPlan, "plan")
-        plan = await asyncio.to_thread(estimate_plan, _task(request), given)
+        plan = await asyncio.to_thread(estimate, _task(request), given)
         return pb.EstimatePlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from realloc.client.experiment_file import load_experiment
 from realloc.client.plan_inputs import architectures_of, parse_cluster, prompt_length
 from realloc.core.errors import InvalidInput, raise_problems
+from realloc.core.experiment import CallPin, Experiment
 from realloc.dataflow.catalog import build_graph
+from realloc.dataflow.graph import DataflowGraph
 from realloc.search.constraints import GenerationPlacement, PlanConstraints
 from realloc.search.options import PlanTask, workloads_of
 
@@ -66,7 +68,7 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
         cluster=planned.cluster,
         hardware=planned.hardware,
         constraints=PlanConstraints(
-            pins=() if arguments.ignore_pins else experiment.pins,
+            pins=() if arguments.ignore_pins else _pins(experiment, graph),
             generation=GenerationPlacement(arguments.generation),
             max_tensor=arguments.max_tensor,
             headroom=arguments.headroom,
@@ -74,6 +76,13 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
         ),
     )
     return task, f"prompts of {prompts.tokens:.0f} tokens ({prompts.source})"
+
+
+def _pins(experiment: Experiment, graph: DataflowGraph) -> tuple[CallPin, ...]:
+    """The experiment's pins, but for calls that only evaluate: they are in no iteration."""
+    calls = {call.name for call in graph.calls}
+    evaluates = {call.name for call in graph.placed_calls()} - calls
+    return tuple(pin for pin in experiment.pins if pin.call not in evaluates)
 
 
 def _search(task: PlanTask, arguments: argparse.Namespace) -> Any:

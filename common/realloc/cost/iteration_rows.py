@@ -47,8 +47,8 @@ class IterationRow:
 
     @property
     def num_micro_batches(self) -> int:
-        """Of one data rank."""
-        return self.global_batch // (self.data * self.micro_batch)
+        """Of one data rank; the last one may be smaller."""
+        return -(-self.global_batch // (self.data * self.micro_batch))
 
     @property
     def architecture(self) -> ModelArchitecture:
@@ -67,13 +67,13 @@ class IterationRow:
             tied_embeddings=True,
         )
 
-    def problems(self) -> list[str]:
-        """Why no such iteration can be."""
+    def contradictions(self) -> list[str]:
+        """What does not fit together in the row; it is predicted as its degrees say."""
         product = self.tensor * self.data * self.pipeline
-        found = []
+        found: list[str] = []
         if product != self.gpus:
             found.append(f"has {self.gpus} GPUs and tensor × data × pipeline is {product}")
-        if self.global_batch % max(1, self.data * self.micro_batch):
+        if self.global_batch % (self.data * self.micro_batch):
             found.append(
                 f"has a global batch of {self.global_batch}, which {self.data} data ranks with "
                 f"micro-batches of {self.micro_batch} do not divide"
@@ -111,7 +111,7 @@ def read_rows(path: Path) -> tuple[IterationRow, ...]:
     """Read a CSV file; the milliseconds may be missing.
 
     Raises:
-        InvalidInput: lines that are no rows, or rows that cannot be; all at once.
+        InvalidInput: the file cannot be read, or lines that are no rows; all at once.
     """
     try:
         with path.open(newline="") as file:
@@ -124,10 +124,10 @@ def read_rows(path: Path) -> tuple[IterationRow, ...]:
         if not cells or _is_heading(number, cells):
             continue
         row = _parse(cells)
-        found = row.problems() if isinstance(row, IterationRow) else [row]
-        problems += [Problem(f"{path.name}:{number}", reason) for reason in found]
         if isinstance(row, IterationRow):
             rows.append(row)
+        else:
+            problems.append(Problem(f"{path.name}:{number}", row))
     raise_problems(problems)
     return tuple(rows)
 

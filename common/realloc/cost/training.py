@@ -127,8 +127,10 @@ def _stage_passes(
     layer = layer_passes(architecture, micro_batch, execution, hardware)
     if style.recompute:
         layer = Passes(forward=layer.forward, backward=layer.backward + layer.forward)
-    layers = layer.scaled(architecture.num_layers / strategy.pipeline)
-    stages = [layers] * strategy.pipeline
+    fewest, rest = divmod(architecture.num_layers, strategy.pipeline)
+    stages = [
+        layer.scaled(fewest + 1 if stage < rest else fewest) for stage in range(strategy.pipeline)
+    ]
     embedding = embedding_passes(architecture, micro_batch, execution, hardware)
     head = head_passes(architecture, micro_batch, execution, hardware)
     stages[0] = _sum(stages[0], embedding)

@@ -19,7 +19,7 @@ from realloc.core.settings import GenerationSettings, PpoSettings
 from realloc.core.strategy import ParallelStrategy
 from realloc.dataflow.catalog import build_graph
 from realloc.wire.convert import from_proto, to_proto
-from services.plan_search.plan_search import PlanSearch
+from services.plan_search.plan_search import PlanSearch, estimate
 from services.plan_search.planner import PlanningTask
 from services.plan_search.servicer import PlanSearchServicer
 
@@ -98,6 +98,12 @@ def test_a_pin_holds_for_all_calls_of_the_layout(search: PlanSearch) -> None:
 def test_before_it_is_compiled_the_simple_plan_comes() -> None:
     """Nobody waits for the compiler."""
     assert len(list(PlanSearch().plans(task(), seconds=1.0))) == 1
+
+
+def test_estimates_agree_with_the_search(search: PlanSearch) -> None:
+    """A plan that was found is estimated as it was predicted."""
+    found = list(search.plans(task(), seconds=0.5))[-1]
+    assert estimate(task(), found) == found
 
 
 def test_models_that_fit_nowhere_are_refused(search: PlanSearch) -> None:
