@@ -54,19 +54,24 @@ class Previews:
             traffic=plan.traffic,
             num_endpoints=len(plan.endpoints),
             num_rounds=plan.programs[0].num_rounds,
-            predicted_seconds=predict_seconds(plan.traffic, self._hardware),
+            predicted_seconds=predict_seconds(
+                plan.traffic, len(target.layout.devices), self._hardware
+            ),
         )
 
 
-def predict_seconds(traffic: Traffic, hardware: Hardware) -> float:
-    """Seconds by the busiest link, each byte written once more at its commit.
+def predict_seconds(traffic: Traffic, num_devices: int, hardware: Hardware) -> float:
+    """Seconds by the busiest link, and of the copies within devices.
 
-    Local bytes are taken as spread over the devices like the received ones: they are read and
-    written at the speed of memory, as are all bytes by the copy from the shadow.
+    Bytes that stay on their device are read and written at the speed of memory, and so are all
+    once more when they are committed; both are spread evenly over the target's devices.
+
+    Args:
+        num_devices: of the target.
     """
     link = hardware.network if traffic.cross_node_bytes else hardware.node_link
     busiest = max(traffic.busiest_send_bytes, traffic.busiest_receive_bytes)
-    memory = traffic.local_bytes + traffic.total_bytes
+    memory = (traffic.local_bytes + traffic.total_bytes) / num_devices
     return (
         hardware.call_overhead_seconds
         + link.latency_seconds

@@ -7,6 +7,7 @@ record counts, and whoever finds it there commits.
 
 import asyncio
 import time
+import uuid
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -70,7 +71,9 @@ class Reallocator:
         self._running: dict[tuple[str, str], _Running] = {}
         self._recovering: set[asyncio.Task[None]] = set()
         self._baselines: dict[tuple[str, str, PlacedLayout], Baseline] = {}
-        self._failures = 0
+        # Connections of shards are used again as long as nothing failed: those that were through
+        # before a failure have not noticed it. Nor does a successor know of failures before.
+        self._group_seed = uuid.uuid4().hex
 
     async def recover(self) -> None:
         """Begin to finish or abort what another param-store left; devices wait for it."""
@@ -173,7 +176,7 @@ class Reallocator:
             planned = await self._plans.plan(model, order.target, dtype=order.dtype, node_of=nodes)
         plan_seconds = time.monotonic() - clock.started
         participants = self._processes.participants(model, order.target, planned)
-        session = Session(order, participants, group_seed=str(self._failures))
+        session = Session(order, participants, group_seed=self._group_seed)
         record = await self._records.new(_record_of(order, session))
         await record.begin(order.timeout_seconds)
         try:
@@ -224,10 +227,10 @@ class Reallocator:
                 )
                 await self._close_record(record, None if lost else outcome)
         except ReallocError as error:
-            self._failures += 1
+            self._group_seed = uuid.uuid4().hex
             raise _Recorded(error) from error
         if lost:
-            self._failures += 1
+            self._group_seed = uuid.uuid4().hex
             raise _Recorded(_lost_in_commit(record.value, lost))
         record_committed(order.model_id, outcome)
         log.info(
@@ -250,7 +253,7 @@ class Reallocator:
 
     async def _abort(self, record: Record) -> None:
         """Nobody writes COMMITTING any more: dropping what was staged is right in any case."""
-        self._failures += 1
+        self._group_seed = uuid.uuid4().hex
         with span(Span.REALLOCATION_ABORT), suppress(ReallocError):
             await abort(record.value, self._processes)
             await record.advance(Phase.ABORTED, timeout_seconds=ABORT_SECONDS)
@@ -345,7 +348,7 @@ class Reallocator:
         """Finish what has begun to commit; abort what has not."""
         value = record.value
         log.info("settling", request=value.request_id, phase=value.phase.value)
-        self._failures += 1
+        self._group_seed = uuid.uuid4().hex
         if value.phase is Phase.COMMITTING:
             lost = await commit(value, self._processes, _SETTLE_SECONDS)
             await self._close_record(record, None if lost else value.outcome)

@@ -1,6 +1,9 @@
 """ParamStoreService: parse, call, answer."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from realloc.api.param_store.v1 import param_store_pb2 as pb
@@ -17,6 +20,8 @@ from services.param_store.registry import Registry
 
 _LEADER_SECONDS = 10.0
 """Longest wait for a leader; longer than the lease of one that died."""
+_PROBE_SECONDS = 1.0
+"""Longest wait for a connection to a leader that may have died."""
 
 
 class ParamStoreServicer(param_store_pb2_grpc.ParamStoreServiceServicer):
@@ -71,9 +76,9 @@ class ParamStoreServicer(param_store_pb2_grpc.ParamStoreServiceServicer):
         self, request: pb.ReallocateRequest, context: Any
     ) -> pb.ReallocateResponse:
         order = _order(request)
-        leader = await self._leading.find(_LEADER_SECONDS)
+        leader = await self._leader()
         if not isinstance(leader, Reallocator):
-            answer: pb.ReallocateResponse = await self._at(leader).Reallocate(
+            answer: pb.ReallocateResponse = await leader.Reallocate(
                 request, timeout=context.time_remaining()
             )
             return answer
@@ -83,17 +88,27 @@ class ParamStoreServicer(param_store_pb2_grpc.ParamStoreServiceServicer):
     async def ReleaseJob(
         self, request: pb.ReleaseJobRequest, context: Any
     ) -> pb.ReleaseJobResponse:
-        leader = await self._leading.find(_LEADER_SECONDS)
+        leader = await self._leader()
         if not isinstance(leader, Reallocator):
-            released: pb.ReleaseJobResponse = await self._at(leader).ReleaseJob(
+            released: pb.ReleaseJobResponse = await leader.ReleaseJob(
                 request, timeout=context.time_remaining()
             )
             return released
         await leader.release(request.job_id)
         return pb.ReleaseJobResponse()
 
-    def _at(self, address: str) -> Any:
-        return param_store_pb2_grpc.ParamStoreServiceStub(self._connect(address))
+    async def _leader(self) -> Any:
+        """This process's reallocator, or a stub of the param-store that leads."""
+        deadline = time.monotonic() + _LEADER_SECONDS
+        while True:
+            leader = await self._leading.find(max(deadline - time.monotonic(), 0.0))
+            if isinstance(leader, Reallocator):
+                return leader
+            channel = self._connect(leader)
+            with suppress(TimeoutError):  # then it has died, and its lease ends soon
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await channel.channel_ready()
+                    return param_store_pb2_grpc.ParamStoreServiceStub(channel)
 
 
 def _order(request: pb.ReallocateRequest) -> ReallocationOrder:
