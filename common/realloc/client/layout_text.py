@@ -77,7 +77,8 @@ def render_difference(
     return "\n".join(
         (
             _model_line(stored),
-            f"{short_layout(source)} → {short_layout(target)}, {plan.programs[0].num_rounds} rounds",
+            f"{short_layout(source)} → {short_layout(target)}, "
+            f"{plan.programs[0].num_rounds} rounds",
             "",
             *_table(rows),
             "",
