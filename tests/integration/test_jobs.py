@@ -127,6 +127,23 @@ def test_generation_on_devices_of_its_own(cluster: RunningCluster) -> None:
         assert apart[0].metrics[name] == pytest.approx(together[0].metrics[name], abs=1e-5)
 
 
+def test_without_pins_the_search_places_every_call(cluster: RunningCluster) -> None:
+    """What plan-search chooses on its own can be run, and trains the same numbers."""
+    with cluster.client() as client:
+        job, free = run(client, experiment(cluster.folder, "ppo", pins={}))
+        _, pinned = run(client, experiment(cluster.folder, "ppo", iterations=1))
+    assert job.plan is not None
+    assert {placement.call for placement in job.plan.placements} == {
+        "actor_gen",
+        "ref_inf",
+        "critic_inf",
+        "actor_train",
+        "critic_train",
+    }
+    for name in ("reward/mean", "actor/loss", "critic/loss"):
+        assert free[0].metrics[name] == pytest.approx(pinned[0].metrics[name], abs=1e-5)
+
+
 def test_sft_lowers_the_loss(cluster: RunningCluster) -> None:
     """Supervised training on rows that the shards read themselves."""
     with cluster.client() as client:
