@@ -14,6 +14,9 @@ from realloc.search.space import Space
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+SLACK = 1.01
+"""How much slower than the current plan a kicked one may be to take its place."""
+
 PATIENCE = 5
 """Kicks per call that may fail before a new start."""
 
@@ -192,7 +195,7 @@ def wander(
         here, more = descend(s, ints, reals, options, starts, plan, here, first_call)
         decided += more + 1
         walk[1] += 1.0
-        if here <= walk[0]:
+        if here <= walk[0] * SLACK:
             if here < walk[0]:
                 walk[1] = 0.0
             walk[0] = here
