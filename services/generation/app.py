@@ -25,7 +25,9 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
         engine = VllmEngine(
-            name=config.instance, transfer_host=config.advertise_host or config.host
+            name=config.instance,
+            transfer_host=config.advertise_host or config.host,
+            first_device=config.device,
         )
         worker = RolloutWorker(engine, max_requests=config.max_requests)
         stack.push_async_callback(worker.close)

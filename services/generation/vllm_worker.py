@@ -36,7 +36,7 @@ class WorkerExtension:
 
     _realloc_receiver: WeightReceiver | None = None
 
-    def realloc_open(self, transfer_host: str, name: str) -> Outcome:
+    def realloc_open(self, transfer_host: str, name: str, first_device: int | None) -> Outcome:
         """Make this rank's parameters ready to be replaced; call it once, after the load."""
 
         def work() -> None:
@@ -44,6 +44,7 @@ class WorkerExtension:
                 dict(self.model_runner.model.named_parameters()),
                 transfer_host=transfer_host,
                 name=f"{name}/{self.rank}",
+                device=None if first_device is None else first_device + self.rank,
             )
 
         return _outcome(work)

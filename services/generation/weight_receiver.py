@@ -14,7 +14,12 @@ class WeightReceiver:
     """The destination end of reallocations for one rank's parameters."""
 
     def __init__(
-        self, parameters: Mapping[str, torch.Tensor], *, transfer_host: str, name: str
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        transfer_host: str,
+        name: str,
+        device: int | None,
     ) -> None:
         """Serve these parameters.
 
@@ -22,10 +27,17 @@ class WeightReceiver:
             parameters: live, by vLLM name; the engine computes with them.
             transfer_host: address of this machine that the other endpoints can connect to.
             name: name of this rank, for errors.
+            device: global id of the device of this rank; None where it is not known.
         """
         self._parameters = dict(parameters)
         self._shadow = ShadowParameters(self._parameters)
-        self._endpoint = TransferEndpoint(transfer_host, name)
+        where = next(iter(self._parameters.values())).device
+        self._endpoint = TransferEndpoint(
+            transfer_host,
+            name,
+            device=device,
+            cuda_device=where if where.type == "cuda" else None,
+        )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Local shape of each parameter by name."""

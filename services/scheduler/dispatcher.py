@@ -19,6 +19,7 @@ from realloc.api.plan_search.v1 import plan_search_pb2_grpc
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.core.errors import JobFailed, NotFound, ReallocError, Unavailable
+from realloc.core.experiment import Experiment
 from realloc.core.job import Evaluation, IterationReport, Job, JobState
 from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
@@ -66,6 +67,7 @@ class Dispatcher:
         self._connect = connect
         self._settings = settings
         self._devices = Devices()
+        self._planning = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -98,8 +100,7 @@ class Dispatcher:
     async def _run_job(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.job_id)
         try:
-            checkpoint = await self._plan_and_run(job)
-            await self._end(job.job_id, JobState.SUCCEEDED, checkpoint=checkpoint)
+            await self._plan_and_run(job)
         except asyncio.CancelledError as error:
             if error.args == (_STOPPED,):
                 await self._end(job.job_id, JobState.FAILED, error=_STOPPED)
@@ -112,29 +113,33 @@ class Dispatcher:
             reason = "an internal error; the scheduler's log has the details"
             await self._end(job.job_id, JobState.FAILED, error=reason)
 
-    async def _plan_and_run(self, job: Job) -> str:
-        admission = await asyncio.to_thread(
-            admit,
-            job.experiment,
-            self._settings.cluster,
-            reward_roots=self._settings.reward_roots,
-        )
+    async def _plan_and_run(self, job: Job) -> None:
         with job_spans(job.job_id, job.experiment.algorithm) as spans:
-            await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
-            with span(Span.JOB_PLAN):
-                plan = await self._plan(admission)
-            await self._advance(
-                job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
-            )
-            trainers = trainer_devices(admission.graph, plan)
-            generators = generation_devices(admission.graph, plan)
-            async with self._devices.reserved({*trainers, *generators}):
+            # One after the other, so that jobs queue for devices in the order they came.
+            async with self._planning:
+                admission = await self._admit(job.experiment)
+                await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
+                with span(Span.JOB_PLAN):
+                    plan = await self._plan(admission)
+                await self._advance(
+                    job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
+                )
+                trainers = trainer_devices(admission.graph, plan)
+                generators = generation_devices(admission.graph, plan)
+                reservation = self._devices.reserve({*trainers, *generators})
+            async with reservation:
                 await self._advance(job.job_id, JobState.STARTING, activity="connecting to shards")
                 shards = await self._connect_shards(trainers, generators)
                 try:
-                    return await self._run_guarded(job.job_id, admission, plan, shards, spans)
+                    checkpoint = await self._run_guarded(job.job_id, admission, plan, shards, spans)
                 finally:
                     await shards.close()
+                await self._end(job.job_id, JobState.SUCCEEDED, checkpoint=checkpoint)
+
+    async def _admit(self, experiment: Experiment) -> Admission:
+        return await asyncio.to_thread(
+            admit, experiment, self._settings.cluster, reward_roots=self._settings.reward_roots
+        )
 
     async def _plan(self, admission: Admission) -> ExecutionPlan:
         member = await self._one("plan_search")

@@ -13,6 +13,7 @@ from realloc.api.scheduler.v1 import scheduler_pb2_grpc
 from realloc.core.errors import InvalidInput, NotFound, Unavailable
 from realloc.core.experiment import Experiment
 from realloc.core.job import Job, JobState
+from realloc.telemetry.recorded import orphans, read_spans
 from realloc.telemetry.timeline import trace_events
 from realloc.wire.convert import from_proto, to_proto
 from services.scheduler.admission import admit
@@ -22,6 +23,7 @@ from services.scheduler.job_store import JobChange, JobStore
 _MAX_PAGE = 1000
 _PIECE_BYTES = 512 * 1024
 _STORE_SECONDS = 10.0
+_TRACE_SECONDS = 5.0
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -101,9 +103,20 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             raise NotFound("this cluster keeps no traces; set trace_dir on its services")
         if not job.trace_id:
             raise NotFound(f"job {job.job_id} has not begun, so it has no trace yet")
+        if job.state.is_final:
+            await self._wait_for_spans(job.trace_id)
         text = await asyncio.to_thread(trace_events, self._trace_dir, job.trace_id)
         for start in range(0, len(text), _PIECE_BYTES):
             yield pb.GetJobTraceResponse(data=text[start : start + _PIECE_BYTES])
+
+    async def _wait_for_spans(self, trace_id: str) -> None:
+        """Processes write their spans a moment after they end: wait until none is missing."""
+        deadline = time.monotonic() + _TRACE_SECONDS
+        while time.monotonic() < deadline:
+            spans = await asyncio.to_thread(read_spans, self._trace_dir, trace_id)
+            if any(not span.parent_id for span in spans) and not orphans(spans):
+                return
+            await asyncio.sleep(0.2)
 
     async def _next(
         self, job_id: str, changes: AsyncGenerator[JobChange, None]

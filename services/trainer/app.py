@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
+import torch
 
 from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
@@ -47,6 +48,8 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
         endpoint = TransferEndpoint(
             config.advertise_host or config.host,
             config.instance,
+            device=config.device,
+            cuda_device=torch.device("cuda") if torch.cuda.is_available() else None,
             staging_bytes=config.staging_bytes,
         )
         stack.callback(endpoint.close)

@@ -1,5 +1,6 @@
 """Jobs on a real cluster: etcd, five services, Megatron-core, vLLM, weights moved between them."""
 
+import itertools
 import json
 import threading
 import time
@@ -158,11 +159,15 @@ def test_cancelling_frees_the_shards(cluster: RunningCluster) -> None:
 
 
 def test_jobs_wait_for_their_devices(cluster: RunningCluster) -> None:
-    """A second job on the same devices runs after the first, not beside it."""
+    """Jobs on the same devices run one after the other, in the order they came."""
     with cluster.client() as client:
-        first = client.submit(experiment(cluster.folder, "sft", iterations=2))
-        second = client.submit(experiment(cluster.folder, "sft", iterations=1))
-        assert second.wait().start_time >= first.wait().end_time - 0.5
+        jobs = [
+            client.submit(experiment(cluster.folder, "sft", iterations=count))
+            for count in (3, 1, 1)
+        ]
+        ended = [job.wait() for job in jobs]
+    for before, after in itertools.pairwise(ended):
+        assert after.start_time >= before.end_time
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Finds out what the demo's hyperparameters give: SFT, then PPO, on one CPU core.
 
-Plain torch and transformers with the project's own advantages, losses, controllers and data
-order, without services. Prints the accuracy on held-out prompts for each seed:
+Plain torch and transformers, without services, with the project's own random weights, data
+order, advantages, losses and controllers: the supervised part gives what the demo gives.
+Prints the accuracy on held-out prompts for each seed:
 
     OMP_NUM_THREADS=1 python -m tools.bench.demo_task --seeds 0 1 2
 
@@ -13,7 +14,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ from realloc.algorithms.padding import pad_rows, row_mask
 from realloc.core.kl_controller import initial_kl_controller
 from realloc.core.settings import OptimizerSettings, PpoSettings
 from realloc.dataflow.partition import iteration_rows, mini_batch_rows
+from realloc.reallocation.families import VALUE_HEAD, CanonicalTensor
+from services.trainer.weights import Box, RandomWeights
 
 Row = dict[str, str]
 Decide = Callable[[Tensor], Tensor]
@@ -45,12 +48,12 @@ Decide = Callable[[Tensor], Tensor]
 class Recipe:
     """Hyperparameters of the demo's two jobs."""
 
-    sft_steps: int = 170
-    sft_batch: int = 128
+    sft_steps: int = 115
+    sft_batch: int = 256
     sft_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(learning_rate=2e-3, warmup_steps=20)
+        default_factory=lambda: OptimizerSettings(learning_rate=1e-3, warmup_steps=20)
     )
-    iterations: int = 70
+    iterations: int = 80
     rollouts: int = 512
     max_new_tokens: int = 4
     actor_optimizer: OptimizerSettings = field(
@@ -79,11 +82,11 @@ class Rollouts:
 class Critic(torch.nn.Module):
     """The body of a language model under a head of one number per token."""
 
-    def __init__(self, actor: LlamaForCausalLM) -> None:
+    def __init__(self, actor: LlamaForCausalLM, seed: int) -> None:
         super().__init__()
         self.body = copy.deepcopy(actor.model)
         self.head = torch.nn.Linear(CONFIG["hidden_size"], 1, bias=False)
-        torch.nn.init.normal_(self.head.weight, std=CONFIG["initializer_range"])
+        draw_weights({VALUE_HEAD: self.head.weight}, seed)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """The value of the state before each next token, [B, S]."""
@@ -115,6 +118,15 @@ class Optimizer:
         (sums.loss / sums.num_tokens).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(group["params"], self._settings.max_grad_norm)
         self._adamw.step()
+
+
+def draw_weights(parameters: Mapping[str, Tensor], seed: int) -> None:
+    """Overwrite parameters, by canonical name, with those that a trainer shard would draw."""
+    source = RandomWeights(seed, CONFIG["initializer_range"])
+    for name, parameter in parameters.items():
+        tensor = CanonicalTensor(name=name, shape=tuple(parameter.shape))
+        box = Box(row=0, rows=tensor.shape[0], col=0, cols=tensor.cols)
+        parameter.data.copy_(source.read(tensor, box).view_as(parameter))
 
 
 def token_logprobs(model: LlamaForCausalLM, tokens_BT: Tensor) -> Tensor:
@@ -198,7 +210,7 @@ class PpoTrainer:
     def __init__(self, actor: LlamaForCausalLM, recipe: Recipe, seed: int) -> None:
         self._actor = actor
         self._reference = copy.deepcopy(actor)
-        self._critic = Critic(actor)
+        self._critic = Critic(actor, seed)
         self._recipe = recipe
         self._seed = seed
         self._actor_optimizer = Optimizer(actor, recipe.actor_optimizer)
@@ -229,7 +241,9 @@ class PpoTrainer:
         advantages = targets.advantages_BT
         if ppo.whiten_advantages:
             advantages = whiten(advantages, mask, whitening_sums(advantages, mask))
-        for part in mini_batch_rows(len(chosen), ppo.mini_batches, ppo.epochs, 1, iteration):
+        for part in mini_batch_rows(
+            len(chosen), ppo.mini_batches, ppo.epochs, 1, self._seed + iteration
+        ):
             i = torch.tensor(part)
             self._train_critic(tokens[i], values[i], targets.returns_BT[i], mask[i])
             if iteration > ppo.critic_warmup_iterations:
@@ -255,6 +269,7 @@ def run_seed(recipe: Recipe, seed: int, report_every: int) -> None:
     train, heldout = split_rows()
     torch.manual_seed(seed)
     actor = LlamaForCausalLM(LlamaConfig(**CONFIG))  # type: ignore[no-untyped-call]
+    draw_weights(dict(actor.named_parameters()), seed)
 
     def heldout_accuracy() -> str:
         found = [accuracy(actor, heldout, recipe, decide) for decide in (greedy, sampled)]

@@ -1,6 +1,6 @@
 """Measures reallocation on this machine against what the machine can do.
 
-    python tools/bench/realloc.py [--megabytes 256] [--repeats 7]
+    PYTHONPATH=common:. python -m tools.bench.realloc [--megabytes 256] [--repeats 7]
 
 Every figure is the median of its repeats; what is compared is measured in turn, so that a busy
 machine slows both. Bandwidths count bytes that destinations receive.
@@ -10,15 +10,10 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "common")]
 
 import torch
 
@@ -173,6 +168,7 @@ def raw(session: TransferSession, index: int, size_bytes: int) -> float:
 
 def memcpy(size_bytes: int) -> float:
     """Seconds that one process takes to copy as many bytes."""
+    torch.set_num_threads(1)
     source = torch.ones(size_bytes, dtype=torch.uint8)
     destination = torch.ones(size_bytes, dtype=torch.uint8)
     began = time.monotonic()

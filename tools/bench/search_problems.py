@@ -117,6 +117,7 @@ def safe_rlhf(num_devices: int, batch: int, actor: Model, critic: Model) -> Work
 WORKLOADS = {
     "ppo-8": ppo(8, 128, B7, B7),
     "ppo-128": ppo(128, 1024, B70, B7),
+    "ppo-128-large-critic": ppo(128, 512, B70, B70),
     "ppo-1024": ppo(1024, 8192, B70, B7),
     "safe-rlhf-8": safe_rlhf(8, 128, B7, B7),
     "safe-rlhf-64": safe_rlhf(64, 512, B70, B7),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from realloc.client.plan_command import add_arguments as add_plan_arguments
-from realloc.core.errors import ReallocError
+from realloc.client.plan_arguments import add_arguments as add_plan_arguments
+from realloc.core.errors import InvalidInput, ReallocError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
     # Imported only once the arguments are right; a plan needs neither gRPC nor rich.
     if name == "plan":
-        from realloc.client.plan_command import plan
-
+        try:
+            from realloc.client.plan_command import plan
+        except ModuleNotFoundError as error:
+            if error.name != "numba":
+                raise
+            raise InvalidInput.at("plan", "needs numba: pip install 'realloc[plan]'") from error
         return plan
     from realloc.client import commands
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from realloc.core.job import IterationReport, Job
 from realloc.core.plan import ExecutionPlan
@@ -28,7 +28,8 @@ def iteration_line(report: IterationReport, iterations: int) -> str:
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """All jobs, a row each."""
-    table = Table("job", "algorithm", "state", "iteration", "submitted", "activity or error")
+    first = Column("job", no_wrap=True)
+    table = Table(first, "algorithm", "state", "iteration", "submitted", "activity or error")
     for job in jobs:
         table.add_row(
             job.job_id,

@@ -1,10 +1,11 @@
 """Lower bounds on the seconds of all plans that choose from given sets of options.
 
-Where the graph has windows (`realloc.search.windows`), a window's work is relaxed to
-*fractional* scheduling: its tasks (the calls, and one reallocation per trained model) may be
-cut into pieces, which run together wherever precedence does not order the tasks and their
-devices suffice. The shortest such schedule is a linear program over sets of tasks that may
-run together; its dual gives each task a weight, such that no set weighs more than 1, and
+Where the graph has windows (`realloc.search.windows`), a window's work is relaxed: its tasks
+(the calls, and one reallocation per trained model) may be cut into pieces, which run together
+wherever precedence does not order the tasks and their devices suffice. One rule of the
+simulator is kept: train calls come first, so other work that must meet one on a device is
+behind it. The shortest such schedule is a linear program over sets of tasks that may run
+together; its dual gives each task a weight, such that no set weighs more than 1, and
 Σ weight × seconds is the bound. It is at least the longest path, the work of any device, and
 the area (devices × seconds) over all devices. Weights stay valid when sets of options shrink,
 because fewer tasks fit together then: a parent's weights bound its children for next to
@@ -92,6 +93,8 @@ class Relaxation(NamedTuple):
     """real, tables of `least_move_seconds`."""
     apart: int
     """real, the same, 1 where no two options have one layout."""
+    moved: int
+    """real, the same, 1 where any two options need a move."""
     partner: int
     """[C], the train call's first other call, and that call's train call; −1 for frozen models,
     −2 for the model's further calls."""
@@ -103,10 +106,14 @@ class Relaxation(NamedTuple):
     """real"""
     mover: int
     """[T], the call that a reallocation task precedes; −1 for calls."""
+    move_task: int
+    """[C], the reallocation task before a call, or −1."""
 
     # Windows.
     together: int
     """[num_together], bit sets of tasks, the largest first."""
+    later: int
+    """[T], bit sets of a task and all that it precedes in the window."""
 
     # Without windows.
     order: int
@@ -160,7 +167,8 @@ def build_bounds(
     train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
     window = window_edges(calls, edges, train, rules)
     movers = _movers(train) if window is not None else []
-    together = _together(calls, window, train, movers) if window is not None else []
+    later = _later(calls, window, train, movers) if window is not None else []
+    together = _together(later)
     if not together:
         movers = []
     ends = sorted(set(range(calls)) - {a for a, _ in edges})
@@ -185,7 +193,11 @@ def build_bounds(
         "model": np.unique(problem.call_model, return_inverse=True)[1],
         "train": train,
         "mover": np.array([-1] * calls + movers),
+        "move_task": np.array(
+            [calls + movers.index(c) if c in movers else -1 for c in range(calls)]
+        ),
         "together": np.array(together, dtype=np.int64),
+        "later": np.array(later, dtype=np.int64),
         "order": np.array(topological_order(calls, edges)),
         "before_start": before_start,
         "before": before,
@@ -228,7 +240,8 @@ class _Moves(NamedTuple):
 def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
     """Tables of the fewest seconds of moves, and the matrices themselves."""
     calls = problem.num_calls
-    tables, aparts, matrices = [np.zeros((0, 0))], [np.zeros((0, 0))], [np.zeros((0, 0))]
+    groups: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(3)]
+    matrices: list[Floats] = [np.zeros((0, 0))]
     arrays = {
         name: np.full(calls, -1, dtype=np.int64)
         for name in ("least_start", "least_columns", "matrix_start", "matrix_size")
@@ -236,20 +249,17 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
     for call in range(calls):
         if train[call] < 0 or train[call] == call:
             continue
-        arrays["least_start"][call] = sum(table.size for table in tables)
-        least, apart = least_move_seconds(problem, tree, int(train[call]), call)
-        tables.append(least)
-        aparts.append(apart)
-        arrays["least_columns"][call] = tables[-1].shape[1]
+        arrays["least_start"][call] = sum(table.size for table in groups[0])
+        three = least_move_seconds(problem, tree, int(train[call]), call)
+        for tables, table in zip(groups, three, strict=True):
+            tables.append(table)
+        arrays["least_columns"][call] = groups[0][-1].shape[1]
         arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
         model = int(problem.call_model[call])
         matrices.append(problem.realloc_seconds.get(model, np.zeros((1, 1))))
         arrays["matrix_size"][call] = len(matrices[-1])
-    reals = {
-        "least": np.concatenate([table.ravel() for table in tables]),
-        "apart": np.concatenate([table.ravel() for table in aparts]),
-        "matrix": np.concatenate([matrix.ravel() for matrix in matrices]),
-    }
+    named = dict(zip(("least", "apart", "moved", "matrix"), (*groups, matrices), strict=True))
+    reals = {name: np.concatenate([t.ravel() for t in tables]) for name, tables in named.items()}
     return _Moves(arrays, reals)
 
 
@@ -280,27 +290,30 @@ def _movers(train: Ints) -> list[int]:
     return list(movers.values())
 
 
-def _together(
-    calls: int, window: list[tuple[int, int]], train: Ints, movers: list[int]
-) -> list[int]:
-    """All sets of tasks of which no one precedes another, as bit sets, the largest first.
-
-    Empty where there are too many.
-    """
+def _later(calls: int, window: list[tuple[int, int]], train: Ints, movers: list[int]) -> list[int]:
+    """Of each task the bit set of itself and of all that it precedes."""
     tasks = calls + len(movers)
     edges = list(window)
     for index, mover in enumerate(movers):
         edges += [(int(train[mover]), calls + index), (calls + index, mover)]
-    reach = np.zeros((tasks, tasks), dtype=bool)
-    for a, b in edges:
-        reach[a, b] = True
-    for middle in range(tasks):
-        reach |= np.outer(reach[:, middle], reach[middle])
-    ordered = reach | reach.T
+    later = [1 << task for task in range(tasks)]
+    for task in reversed(topological_order(tasks, edges)):
+        for a, b in edges:
+            if a == task:
+                later[task] |= later[b]
+    return later
+
+
+def _together(later: list[int]) -> list[int]:
+    """All sets of tasks of which no one precedes another, as bit sets, the largest first.
+
+    Empty where there are too many.
+    """
+    tasks = range(len(later))
     sets = [0]
-    for task in range(tasks):
-        free = sum(1 << other for other in range(tasks) if not ordered[task, other])
-        sets += [chosen | 1 << task for chosen in sets if chosen & free == chosen]
+    for task in tasks:
+        ordered = later[task] | sum(1 << b for b in tasks if later[b] >> task & 1)
+        sets += [chosen | 1 << task for chosen in sets if chosen & ordered == 0]
         if len(sets) > _MAX_TOGETHER:
             return []
     return sorted(sets[1:], key=lambda chosen: -chosen.bit_count())
@@ -448,22 +461,71 @@ def _fill_tasks(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
         reals[r.task_seconds + t] = _move_seconds(r, ints, reals, choice, c)
     for c in range(r.num_calls):
         ints[r.task_devices + c] = ints[r.num_devices_of + choice[c]]
-        option = ints[r.option + choice[c]]
-        clash = 0
-        for d in range(r.num_calls):
-            other = ints[r.option + choice[d]]
-            if d != c and option >= 0 and other >= 0:
-                shared = (
-                    ints[r.first + option] < ints[r.last + other]
-                    and ints[r.first + other] < ints[r.last + option]
-                )
-                clash |= int(shared) << d
-        ints[r.task_clash + c] = clash
+        ints[r.task_clash + c] = 0
+    for c in range(r.num_calls):
+        for d in range(c):
+            if _must_meet(r, ints, choice, c, d):
+                ints[r.task_clash + c] |= 1 << d
+                ints[r.task_clash + d] |= 1 << c
     for t in range(r.num_calls, r.num_tasks):
         c = ints[r.mover + t]
         owner = ints[r.train + c]
         ints[r.task_devices + t] = max(ints[r.task_devices + c], ints[r.task_devices + owner])
         ints[r.task_clash + t] = ints[r.task_clash + c] | ints[r.task_clash + owner]
+    if r.num_together > 0:
+        _put_training_first(r, ints, reals, choice)
+
+
+@inlined
+def _must_meet(r: Relaxation, ints: Ints, choice: Ints, c: int, d: int) -> bool:
+    """Whether any two options of two calls share a device, as far as is known."""
+    if ints[r.task_devices + c] + ints[r.task_devices + d] > r.num_devices:
+        return True
+    one = ints[r.option + choice[c]]
+    two = ints[r.option + choice[d]]
+    if one < 0 or two < 0:
+        return False
+    return bool(
+        ints[r.first + one] < ints[r.last + two] and ints[r.first + two] < ints[r.last + one]
+    )
+
+
+@inlined
+def _put_training_first(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
+    """Train calls exclude what they meet in their window, and all that follows it.
+
+    All train calls of a window are committed before any of its other work, so that work waits
+    for every train call with which it shares a device.
+    """
+    for t in range(r.num_calls):
+        if ints[r.train + t] != t:
+            continue
+        meets = ints[r.task_clash + t]
+        for c in range(r.num_calls):
+            owner = ints[r.train + c]
+            if owner == c:
+                continue
+            waits = (meets >> c) & 1
+            if owner >= 0 and _surely_moves(r, ints, reals, choice, c):
+                waits |= (meets >> owner) & 1
+                if waits and ints[r.move_task + c] >= 0:
+                    ints[r.task_clash + t] |= ints[r.later + ints[r.move_task + c]]
+            if waits:
+                ints[r.task_clash + t] |= ints[r.later + c]
+
+
+@inlined
+def _surely_moves(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> bool:
+    """Whether call `c` waits for a reallocation, whichever options are chosen."""
+    train = ints[r.train + c]
+    one = ints[r.option + choice[train]]
+    two = ints[r.option + choice[c]]
+    if one >= 0 and two >= 0:
+        source = ints[r.layout + one]
+        target = ints[r.layout + two]
+        return bool(source >= 0 and target >= 0 and source != target)
+    at = ints[r.least_start + c] + ints[r.coarse + choice[train]] * ints[r.least_columns + c]
+    return bool(reals[r.moved + at + ints[r.coarse + choice[c]]] > 0.0)
 
 
 @inlined

@@ -45,7 +45,9 @@ class BoundPass:
         tasks = bounds.relaxation.num_tasks
         depths = LEVELS * calls
         order = np.argsort(-tree.area[tree.root], kind="stable")
-        self._branch = np.tile(order, LEVELS).astype(np.int64)
+        # All mesh sizes first: they decide most. Then call by call down to one option, so that
+        # what the large calls cost exactly is known before the small ones are enumerated.
+        self._branch = np.concatenate([order, np.repeat(order, LEVELS - 1)]).astype(np.int64)
         self._choice = np.repeat(tree.root[None, :], depths + 1, axis=0).astype(np.int64)
         self._child = np.full(depths + 1, -1, dtype=np.int64)
         self._weights = np.zeros((depths + 1, tasks))

@@ -4,6 +4,7 @@ Both work in slices counted in plans and choices, not in seconds, so that a seed
 sequence of plans on every machine; the clock only says after which slice to stop.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,13 +21,18 @@ from realloc.search.local_search import descend_pair, wander
 from realloc.search.option_tree import LEVELS, OptionTree
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import new_random_state
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
 
-SMALLEST_STEP = 0.0075
+FIRST_STEP = 0.03
 """Of the best plan's seconds, by which a pass's target exceeds what is proved."""
+
+SMALLEST_STEP = 0.002
+
+FIRST_PATIENCE = 200_000
+"""Choices after which a pass gives way to one with half the step; doubled each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +40,19 @@ class DefaultSearcher:
     """Iterated local search with one- and two-call moves, and passes that prove a bound."""
 
     name: str = "default"
+    clock: Clock = time.perf_counter
     slice_plans: int = 60_000
     """Plans that local search decides in one turn."""
-    slice_choices: int = 30_000
+    slice_choices: int = 60_000
     """Choices that branch and bound looks at in one turn."""
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
     ) -> Iterator[SearchResult]:
         """See `Searcher.search`."""
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         tables = build_tables(problem, rules)
-        plan, value, decided = symmetric_plan(problem, tables)
-        progress.evaluations += decided
+        plan, value = progress.evaluate(lambda: symmetric_plan(problem, tables))
         progress.offer(plan, value)
         yield progress.result()
         local = _LocalSearch(tables, distinct_options(problem), plan, seed)
@@ -81,26 +87,22 @@ class _LocalSearch:
     def improve(self, progress: Progress, plans: int) -> bool:
         """One turn; true where it found a better plan."""
         plan = np.array(progress.options)
-        options, starts = self.candidates.options, self.candidates.starts
-        value, decided = wander(
-            *self._tables,
-            options,
-            starts,
-            self._fits,
-            plan,
-            progress.seconds,
-            plans,
-            self._state,
-        )
+        seconds = progress.evaluate(lambda: self._kick(plan, progress.seconds, plans))
         pair = self._next_pair()
         if pair is not None:
-            most = int((plans / 2) ** 0.5)
-            value, more = descend_pair(
-                *self._tables, options, starts, plan, value, *pair, most, self._state
-            )
-            decided += more
-        progress.evaluations += decided
-        return progress.offer(plan, value)
+            seconds = progress.evaluate(lambda: self._move_pair(plan, seconds, pair, plans // 2))
+        return progress.offer(plan, seconds)
+
+    def _kick(self, plan: Ints, seconds: float, plans: int) -> tuple[float, int]:
+        options, starts = self.candidates.options, self.candidates.starts
+        return wander(*self._tables, options, starts, self._fits, plan, seconds, plans, self._state)
+
+    def _move_pair(
+        self, plan: Ints, seconds: float, pair: tuple[int, int], plans: int
+    ) -> tuple[float, int]:
+        options, starts = self.candidates.options, self.candidates.starts
+        most = int(plans**0.5)
+        return descend_pair(*self._tables, options, starts, plan, seconds, *pair, most, self._state)
 
     def narrow(self, proof: "_Proof", progress: Progress) -> None:
         """Leave out options that no better plan can have, each time that the best plan is."""
@@ -119,7 +121,7 @@ class _LocalSearch:
 
 
 class _Proof:
-    """Passes with rising targets."""
+    """Passes with rising targets; a pass's cost grows fast with its target."""
 
     def __init__(
         self, tables: Tables, bounds: Bounds, tree: OptionTree, progress: Progress
@@ -129,20 +131,40 @@ class _Proof:
         self._tree = tree
         weights = np.zeros(bounds.relaxation.num_tasks)
         self.lower_bound = choice_bound(*bounds, tree.root, weights) * (1.0 - MARGIN)
-        self._pass = self._begin(progress.seconds)
+        self._step = FIRST_STEP
+        self._patience = FIRST_PATIENCE
+        self._begin(progress.seconds)
 
     def advance(self, progress: Progress, choices: int) -> None:
         """One turn: bound some choices; a pass that ends proves its target."""
         while choices > 0 and not progress.is_proven:
             step = self._pass.advance(progress.seconds, choices)
             choices -= max(1, step.nodes)
+            self._nodes += step.nodes
             progress.evaluations += step.decided
             progress.offer(self._pass.best, self._pass.best_seconds)
-            if not step.ended:
-                continue
-            self.lower_bound = max(self.lower_bound, min(self._pass.target, progress.seconds))
-            progress.prove(self.lower_bound)
-            self._pass = self._begin(progress.seconds)
+            if step.ended:
+                self.lower_bound = max(self.lower_bound, min(self._pass.target, progress.seconds))
+                progress.prove(self.lower_bound)
+                self._begin(progress.seconds)
+            elif self._nodes > self._patience:
+                self._give_way(progress.seconds)
+
+    def _begin(self, seconds: float) -> None:
+        self._nodes = 0
+        target = self._target(seconds)
+        self._pass = BoundPass(self._tables, self._bounds, self._tree, target)
+
+    def _give_way(self, seconds: float) -> None:
+        """Aim lower, so that something is proved in time; later passes come back."""
+        self._patience *= 2
+        self._step = max(SMALLEST_STEP, self._step / 2)
+        if self._target(seconds) < self._pass.target:
+            self._begin(seconds)
+
+    def _target(self, seconds: float) -> float:
+        target = self.lower_bound + self._step * seconds
+        return seconds if target > (1.0 - self._step / 2) * seconds else target
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
         """[O], whether a plan with the option, by its own bound, could be faster."""
@@ -157,14 +179,6 @@ class _Proof:
                     start = int(tree.child_start[node])
                     kept[tree.option[start : start + int(tree.child_count[node])]] = False
         return kept
-
-    def _begin(self, seconds: float) -> BoundPass:
-        """The next pass: its cost grows fast with its target, so targets rise in small steps."""
-        left = seconds - self.lower_bound
-        target = self.lower_bound + max(SMALLEST_STEP * seconds, left / 4)
-        if target > (1.0 - SMALLEST_STEP) * seconds:
-            target = seconds
-        return BoundPass(self._tables, self._bounds, self._tree, target)
 
 
 def _descendants(tree: OptionTree, node: int, depth: int) -> list[int]:

@@ -176,20 +176,48 @@ def _gates(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
 
 @inlined
 def _path_bound(s: Space, ints: Ints, reals: Floats) -> float:
-    """The longest path through a window, 0 where the graph has none."""
+    """The longest path through a window, 0 where the graph has none.
+
+    Train calls come first, in the order of their positions; whatever shares a device with one
+    of them waits for it (see `realloc.search.windows`).
+    """
     longest = 0.0
+    trains = 0
     for i in range(s.num_window):
         c = ints[s.window_order + i]
+        t = ints[s.train + c]
         begin = 0.0
-        for j in range(ints[s.window_before_start + c], ints[s.window_before_start + c + 1]):
-            b = ints[s.window_before + j]
-            end = reals[s.path + b]
-            if ints[s.gate + c] >= 0 and b == ints[s.train + c]:
-                end += reals[s.slot_seconds + ints[s.gate + c]]
-            begin = max(begin, end)
+        if t == c:
+            begin = _end_of(s, ints, reals, ints[s.overlap + c] & trains)
+            trains |= 1 << c
+        else:
+            meets = ints[s.overlap + c]
+            if ints[s.gate + c] >= 0:
+                meets |= ints[s.overlap + t]
+            waits = _end_of(s, ints, reals, meets & trains)
+            for j in range(ints[s.window_before_start + c], ints[s.window_before_start + c + 1]):
+                b = ints[s.window_before + j]
+                if b != t:
+                    begin = max(begin, reals[s.path + b])
+            if ints[s.gate + c] >= 0:
+                waits = max(waits, reals[s.path + t])
+                waits += reals[s.slot_seconds + ints[s.gate + c]]
+            elif t >= 0:
+                waits = max(waits, reals[s.path + t])
+            begin = max(begin, waits)
         reals[s.path + c] = begin + reals[s.slot_seconds + ints[s.call_slot + c]]
         longest = max(longest, reals[s.path + c])
     return longest
+
+
+@inlined
+def _end_of(s: Space, ints: Ints, reals: Floats, calls: int) -> float:
+    """The latest end within the window of a bit set of calls."""
+    end = 0.0
+    for c in range(s.num_calls):
+        if (calls >> c) & 1:
+            end = max(end, reals[s.path + c])
+    return end
 
 
 @inlined

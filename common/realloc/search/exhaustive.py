@@ -1,5 +1,6 @@
 """Every plan, one after the other: the oracle on small spaces."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from realloc.search.compilation import compiled
 from realloc.search.evaluator import evaluate
 from realloc.search.memory import raise_infeasible
 from realloc.search.problem import SearchProblem
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Space, build_tables
 
 Ints = NDArray[np.int64]
@@ -25,6 +26,7 @@ class ExhaustiveSearcher:
     """Enumerates all plans; proves the optimum if it has the time to end."""
 
     name: str = "exhaustive"
+    clock: Clock = time.perf_counter
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
@@ -35,14 +37,14 @@ class ExhaustiveSearcher:
         starts = np.cumsum([0, *(len(o) for o in options)])
         flat = np.concatenate(options)
         digits = np.zeros(problem.num_calls, dtype=np.int64)
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         best = np.zeros(problem.num_calls, dtype=np.int64)
         found = np.array([np.inf])
         more = True
         while more and not progress.is_over:
-            decided = _enumerate(*tables, flat, starts, digits, best, found, _CHUNK)
-            progress.evaluations += decided
-            more = decided == _CHUNK
+            more = progress.evaluate(
+                lambda: _enumerate(*tables, flat, starts, digits, best, found, _CHUNK)
+            )
             if progress.offer(best, found[0]):
                 yield progress.result()
         if not more:
@@ -63,16 +65,16 @@ def _enumerate(
     best: Ints,
     found: Floats,
     limit: int,
-) -> int:
+) -> tuple[bool, int]:
     """Evaluate up to `limit` plans from `digits` on; the last call's option changes fastest.
 
     Returns:
-        Plans decided; fewer than `limit` where the enumeration ended.
+        Whether there are more plans, and how many were decided.
     """
     plan = np.empty(s.num_calls, dtype=np.int64)
     for done in range(limit):
         if digits[0] == starts[1] - starts[0]:
-            return done
+            return False, done
         for c in range(s.num_calls):
             plan[c] = flat[starts[c] + digits[c]]
         value = evaluate(s, ints, reals, plan, found[0])
@@ -85,4 +87,4 @@ def _enumerate(
             digits[c] = 0
             c -= 1
             digits[c] += 1
-    return limit
+    return True, limit

@@ -1,5 +1,6 @@
 """The baseline: every call on the whole cluster, as Megatron-style systems place them."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from realloc.search.evaluator import evaluate
 from realloc.search.local_search import descend, shed_memory
 from realloc.search.memory import raise_infeasible, smallest_memory
 from realloc.search.problem import SearchProblem
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
@@ -23,20 +24,20 @@ class HeuristicSearcher:
     """All calls on the largest mesh, each with its best strategy there."""
 
     name: str = "heuristic"
+    clock: Clock = time.perf_counter
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
     ) -> Iterator[SearchResult]:
         """See `Searcher.search`; neither the seed nor the time changes anything."""
-        progress = Progress(self.name, problem, seconds)
-        plan, value, decided = symmetric_plan(problem, build_tables(problem, rules))
-        progress.evaluations = decided
-        progress.offer(plan, value)
+        progress = Progress(self.name, problem, seconds, self.clock)
+        tables = build_tables(problem, rules)
+        progress.offer(*progress.evaluate(lambda: symmetric_plan(problem, tables)))
         yield progress.result()
 
 
-def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[Ints, float, int]:
-    """The best symmetric plan that coordinate descent finds, its seconds, plans decided.
+def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[tuple[Ints, float], int]:
+    """The best symmetric plan that coordinate descent finds, its seconds, and plans decided.
 
     Where no symmetric plan fits the memory, the plan that needs the least memory is improved
     over all options instead.
@@ -54,13 +55,13 @@ def symmetric_plan(problem: SearchProblem, tables: Tables) -> tuple[Ints, float,
             continue
         value = evaluate(*tables, plan, np.inf)
         value, decided = descend(*tables, candidates.options, candidates.starts, plan, value, 0)
-        return plan, value, decided + 1
+        return (plan, value), decided + 1
     peak, plan, _ = smallest_memory(problem)
     if peak > problem.device_memory_bytes:
         raise_infeasible(problem)
     value = evaluate(*tables, plan, np.inf)
     value, decided = descend(*tables, everything.options, everything.starts, plan, value, 0)
-    return plan, value, decided + 1
+    return (plan, value), decided + 1
 
 
 def _on_largest_mesh(problem: SearchProblem, candidates: Candidates) -> Candidates:

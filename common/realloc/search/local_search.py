@@ -98,22 +98,41 @@ def descend_pair(
 def shed_memory(
     s: Space, ints: Ints, reals: Floats, options: Ints, starts: Ints, plan: Ints, first_call: int
 ) -> bool:
-    """Move calls, one by one, to where the peak is lowest, until the plan fits or none helps."""
+    """Make a plan fit: by the one move that leaves it fastest, else by lowering the peak first.
+
+    Returns:
+        False where no single move lowers the peak any further and the plan does not fit.
+    """
     peak = plan_peak_bytes(s, ints, reals, plan)
-    unchanged = 0
     c = first_call
+    unchanged = 0
     while peak > s.device_memory_bytes and unchanged < s.num_calls:
+        value = np.inf
+        best_call = -1
+        best = -1
+        for d in range(s.num_calls):
+            kept = plan[d]
+            for i in range(starts[d], starts[d + 1]):
+                plan[d] = options[i]
+                here = evaluate(s, ints, reals, plan, value)
+                if here < value:
+                    value = here
+                    best_call = d
+                    best = options[i]
+            plan[d] = kept
+        if best_call >= 0:
+            plan[best_call] = best
+            return True
         best = plan[c]
+        kept = best
         for i in range(starts[c], starts[c + 1]):
-            kept = plan[c]
             plan[c] = options[i]
-            here = plan_peak_bytes(s, ints, reals, plan)
-            plan[c] = kept
-            if here < peak:
-                peak = here
+            lower = plan_peak_bytes(s, ints, reals, plan)
+            if lower < peak:
+                peak = lower
                 best = options[i]
-        unchanged = 0 if best != plan[c] else unchanged + 1
         plan[c] = best
+        unchanged = 0 if best != kept else unchanged + 1
         c = (c + 1) % s.num_calls
     return peak <= s.device_memory_bytes
 

@@ -5,6 +5,7 @@ alone is fastest, a move gives one random call a random option, and the cost of 
 does not fit the memory is its seconds times a large factor.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from realloc.search.random_numbers import (
     random_below,
     random_real,
 )
-from realloc.search.result import Progress, SearchResult
+from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Space, build_tables
 
 Ints = NDArray[np.int64]
@@ -38,6 +39,7 @@ class McmcSearcher:
     """Metropolis–Hastings with single-call proposals; it runs until the time is over."""
 
     name: str = "mcmc"
+    clock: Clock = time.perf_counter
     relative_beta: float = 100.0
     """β times the seconds of the first plan that fits: with 100, a plan that is 1 % slower is
     accepted with probability 1/e."""
@@ -50,7 +52,7 @@ class McmcSearcher:
         candidates = distinct_options(problem)
         if any(len(candidates.of(call)) == 0 for call in range(problem.num_calls)):
             raise_infeasible(problem)
-        progress = Progress(self.name, problem, seconds)
+        progress = Progress(self.name, problem, seconds, self.clock)
         chosen = [candidates.of(call) for call in range(problem.num_calls)]
         plan = np.array([o[np.argmin(problem.option_seconds[o])] for o in chosen])
         best = plan.copy()
@@ -60,8 +62,10 @@ class McmcSearcher:
         beta = self.relative_beta / scale if scale > 0 else self.relative_beta
         while not progress.is_over:
             arrays = (candidates.options, candidates.starts, plan, best, found)
-            progress.evaluations += _walk(*tables, *arrays, beta, _CHUNK, state)
-            if progress.offer(best, found[0]):
+            seconds_found = progress.evaluate(
+                lambda: _walk(*tables, *arrays, beta, _CHUNK, state)  # noqa: B023  # called at once
+            )
+            if progress.offer(best, seconds_found):
                 yield progress.result()
         if not progress.options:
             peak, least, _ = smallest_memory(problem)
@@ -84,7 +88,7 @@ def _walk(
     beta: float,
     steps: int,
     state: RandomState,
-) -> int:
+) -> tuple[float, int]:
     """Advance the chain; `found` holds the best seconds and the cost of `plan` (−1: unknown)."""
     if found[1] < 0.0:
         found[1] = _cost(s, ints, reals, plan, best, found)
@@ -98,7 +102,7 @@ def _walk(
             found[1] = cost
         else:
             plan[c] = kept
-    return steps
+    return found[0], steps
 
 
 @compiled

@@ -145,12 +145,12 @@ class _Builder:
 
 def least_move_seconds(
     problem: SearchProblem, tree: OptionTree, train: int, call: int
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats, Floats]:
     """What two coarse sets of a model's options have in common, [U of train, U of call] each.
 
     Returns:
-        Fewest seconds of a move between options of the two, and 0 where some two have one
-        layout, else 1.
+        Fewest seconds of a move between options of the two; 0 where some two have one layout,
+        else 1; 0 where some two need no move, else 1.
     """
     rows, columns = int(tree.num_coarse[train]), int(tree.num_coarse[call])
     coarse = tree.coarse_of_option(problem.num_options)
@@ -159,6 +159,7 @@ def least_move_seconds(
     matrix = problem.realloc_seconds.get(int(problem.call_model[call]), np.zeros((1, 1)))
     least = np.full((rows, columns), np.inf)
     apart = np.ones((rows, columns))
+    moved = np.ones((rows, columns))
     _scatter_least(
         matrix,
         problem.option_layout[trains],
@@ -167,17 +168,18 @@ def least_move_seconds(
         coarse[others],
         least,
         apart,
+        moved,
     )
     row_parents = _coarse_parents(tree, train)
     column_parents = _coarse_parents(tree, call)
     for row in range(rows - 1, 0, -1):
-        for table in (least, apart):
+        for table in (least, apart, moved):
             table[row_parents[row]] = np.minimum(table[row_parents[row]], table[row])
     for column in range(columns - 1, 0, -1):
         parent = column_parents[column]
-        for table in (least, apart):
+        for table in (least, apart, moved):
             table[:, parent] = np.minimum(table[:, parent], table[:, column])
-    return least, apart
+    return least, apart, moved
 
 
 def _coarse_parents(tree: OptionTree, call: int) -> dict[int, int]:
@@ -204,6 +206,7 @@ def _scatter_least(
     to_set: Ints,
     least: Floats,
     apart: Floats,
+    moved: Floats,
 ) -> None:
     for i in range(len(from_layout)):
         source = from_layout[i]
@@ -212,6 +215,8 @@ def _scatter_least(
             seconds = 0.0
             if source >= 0 and target >= 0 and source != target:
                 seconds = matrix[source, target]
+            else:
+                moved[from_set[i], to_set[j]] = 0.0
             if seconds < least[from_set[i], to_set[j]]:
                 least[from_set[i], to_set[j]] = seconds
             if source >= 0 and source == target:

@@ -201,6 +201,7 @@ def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, I
     mate_start, mate = _lists(mates, calls)
     window = window_edges(calls, edges, train, rules)
     order = topological_order(calls, window) if window is not None else []
+    order.sort(key=lambda call: train[call] != call)  # stable: train calls first
     before_start, before = _lists([(b, a) for a, b in window or ()], calls)
     return {
         "model": np.unique(problem.call_model, return_inverse=True)[1].astype(np.int64),

@@ -26,6 +26,9 @@ committed in the same order, also with ready time r_K, on devices that may be fr
 the order fixed, ends are sums and maxima of earlier ends, so no train call of iteration K ends
 earlier after r_K than it does after r_1 in iteration 1: end_K − r_K ≥ end_1 − r_1. ∎
 
+The same order holds in every window: all its train calls are committed before any of its other
+work. So whatever shares a device with one of them starts after its end.
+
 So (end_K − end_1) / (K − 1) is at least the shortest way to do one window's work, by any
 schedule at all that keeps precedence and devices; Graham's anomalies cannot undercut that.
 """

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 
-from realloc.core.transfer import TransferProgram
+import numpy as np
+
+from realloc.core.transfer import Int64, TransferProgram
 from realloc.transfer.communicator import Direction
+from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, Stream, streams_of
 
 
@@ -15,7 +18,15 @@ class Chunk:
 
     stream: Stream
     number: int
+    """Of the stream's chunks."""
+    first: int
+    last: int
+    """Elements first … last − 1 of the stream."""
     direction: Direction
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Where its elements lie, in order."""
+        return tuple(self.stream.pieces(self.first, self.last))
 
     @property
     def peer(self) -> int:
@@ -49,6 +60,7 @@ class ProgramChunks:
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
+        self._cuts: dict[int, Int64] = {}
 
     @property
     def sent_elements(self) -> int:
@@ -65,11 +77,19 @@ class ProgramChunks:
         """Elements that stay in the process."""
         return sum(s.num_elements for s in self._receives if s.peer == self._endpoint)
 
-    def pieces(self, chunk: Chunk) -> tuple[Piece, ...]:
-        """Where the elements of a chunk lie, in order."""
-        first = chunk.number * self.chunk_elements
-        last = min(first + self.chunk_elements, chunk.stream.num_elements)
-        return tuple(chunk.stream.pieces(first, last))
+    def streams(self, direction: Direction, peer: int) -> list[Stream]:
+        """What goes to or comes from a peer, by round."""
+        streams = self._sends if direction is Direction.SEND else self._receives
+        return [stream for stream in streams if stream.peer == peer]
+
+    def peers(self) -> list[int]:
+        """Other endpoints, ascending."""
+        both = {stream.peer for stream in (*self._sends, *self._receives)}
+        return sorted(both - {self._endpoint})
+
+    def cut(self, stream: Stream, ends: Int64) -> None:
+        """Cut a stream as both sides agreed, instead of evenly."""
+        self._cuts[id(stream)] = ends
 
     def batches(self, size: int) -> Iterator[list[Chunk]]:
         """Chunks from and to others in the shared order, at most `size` of one round at once."""
@@ -100,13 +120,19 @@ class ProgramChunks:
 
     def _ordered(self) -> list[Chunk]:
         chunks = [
-            Chunk(stream=stream, number=number, direction=direction)
+            Chunk(stream=stream, number=number, first=first, last=last, direction=direction)
             for direction, streams in (
                 (Direction.SEND, self._sends),
                 (Direction.RECEIVE, self._receives),
             )
             for stream in streams
             if stream.peer != self._endpoint
-            for number in range(stream.num_chunks(self.chunk_elements))
+            for number, (first, last) in enumerate(pairwise(self._ends(stream)))
         ]
         return sorted(chunks, key=lambda chunk: chunk.order(self._endpoint))
+
+    def _ends(self, stream: Stream) -> list[int]:
+        ends = self._cuts.get(id(stream))
+        if ends is None:
+            ends = chunk_ends(stream.num_elements, np.empty(0, np.int64), self.chunk_elements)
+        return [0, *ends.tolist()]

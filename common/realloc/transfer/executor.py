@@ -13,13 +13,14 @@ place; only others pass through staging.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
+from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
 from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
 from realloc.transfer.digest import ReceivedDigests, SentDigests
@@ -27,7 +28,7 @@ from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
 from realloc.transfer.streams import Piece
 
-MAX_IN_FLIGHT = 32
+MAX_IN_FLIGHT = 16
 """Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
 
 
@@ -175,6 +176,7 @@ class Execution:
     def run(self) -> TransferReport:
         """Move everything; see `execute`."""
         began = time.monotonic()
+        self._agree()
         aside = self._work_aside()
         for batch in self._chunks.batches(min(self._communicator.batch_size, self._window)):
             self._make_ready(batch)
@@ -189,6 +191,15 @@ class Execution:
         moved = time.monotonic()
         self._finish_digests()
         return self._report(moved - began, time.monotonic() - moved)
+
+    def _agree(self) -> None:
+        """Cut all streams as their other sides do."""
+        try:
+            agree_on_cuts(self._chunks, self._communicator, self._dtype.itemsize, self._deadline)
+        except Unavailable as error:
+            raise self._named(
+                error, self._program.source_tensors + self._destination.names
+            ) from error
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""
@@ -213,14 +224,14 @@ class Execution:
 
     def _start(self, chunk: Chunk) -> None:
         """Hand a chunk to the communicator."""
-        pieces = self._chunks.pieces(chunk)
+        pieces = chunk.pieces()
         try:
             if chunk.direction is Direction.SEND:
                 self._in_flight.append(self._start_send(chunk, pieces))
             else:
                 self._in_flight.append(self._start_receive(chunk, pieces))
         except Unavailable as error:
-            raise self._named(error, chunk, pieces) from error
+            raise self._named(error, self._unmoved(chunk)) from error
 
     def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
         """Send the parameter's own memory where it will do, else pack."""
@@ -256,7 +267,7 @@ class Execution:
             done.pending.wait(max(self._deadline - time.monotonic(), 0.0))
             self._unpack(done)
         except Unavailable as error:
-            raise self._named(error, done.chunk, done.pieces) from error
+            raise self._named(error, self._unmoved(done.chunk)) from error
         self._in_flight.popleft()
 
     def _unpack(self, done: InFlight) -> None:
@@ -273,13 +284,17 @@ class Execution:
     def _elements_of(self, buffer: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
         return buffer.view(self._dtype)[: _num_elements(pieces)]
 
-    def _named(self, error: Unavailable, chunk: Chunk, pieces: tuple[Piece, ...]) -> Unavailable:
-        """The error with the names of the parameters that it left unmoved."""
+    def _unmoved(self, chunk: Chunk) -> list[str]:
+        """Names of the parameters that a chunk is of."""
         sending = chunk.direction is Direction.SEND
         parameters = self._source if sending else self._destination
-        names = list(dict.fromkeys(parameters.names[piece.tensor] for piece in pieces))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return Unavailable(f"{error}; parameters {', '.join(names[:3])}{more}")
+        return [parameters.names[piece.tensor] for piece in chunk.pieces()]
+
+    def _named(self, error: Unavailable, names: Sequence[str]) -> Unavailable:
+        """The error with the names of the parameters that it left unmoved."""
+        distinct = list(dict.fromkeys(names))
+        more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+        return Unavailable(f"{error}; parameters {', '.join(distinct[:3])}{more}")
 
     # Work within the process, done in small steps while chunks are on their way.
 

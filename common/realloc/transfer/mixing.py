@@ -114,8 +114,9 @@ def _add_mixed(
     for row in range(rows):
         term = np.int64(index + row * index_stride)
         first = start + row * row_stride
-        for element in range(first, first + cols):
-            mixed = np.int64(bits[element]) ^ term
+        elements = bits[first : first + cols]  # indexed from 0 it is vectorised
+        for col in range(elements.size):
+            mixed = np.int64(elements[col]) ^ term
             mixed = (mixed ^ (mixed >> np.int64(32))) * np.int64(MIX_MULTIPLIER)
             total += mixed ^ (mixed >> np.int64(29))
             term += np.int64(INDEX_MULTIPLIER)

@@ -1,9 +1,8 @@
 """Messages as streams of chunks: what is packed, sent and unpacked at once.
 
 All messages of a pair of endpoints in one round are one *stream*: their blocks packed back to
-back. A stream is cut into chunks of a fixed number of elements. Only the number of elements
-decides where it is cut, so that both sides cut alike although their blocks differ: a slice
-that is one run here may be many rows there.
+back. A stream is cut into chunks (`realloc.transfer.cuts`), alike on both sides although their
+blocks differ: a slice that is one run here may be many rows there.
 """
 
 from collections.abc import Iterator
@@ -53,8 +52,10 @@ class Stream:
     def num_elements(self) -> int:
         return int(self.offset[-1])
 
-    def num_chunks(self, chunk_elements: int) -> int:
-        return -(-self.num_elements // chunk_elements)
+    def run_ends(self, least: int) -> Int64:
+        """Where runs of at least this many elements begin and end, ascending."""
+        runs = np.flatnonzero((self.rows == 1) & (self.cols >= least))
+        return np.unique(np.concatenate((self.offset[runs], self.offset[runs + 1])))
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
         """The blocks, and parts of blocks, that elements first … last − 1 consist of."""

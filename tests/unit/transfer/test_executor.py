@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
+from realloc.transfer import agreement
 from realloc.transfer.executor import TransferReport, execute
-from realloc.transfer.local import LocalWorld
+from realloc.transfer.local import LocalPending, LocalWorld
 from realloc.transfer.staging import StagingBuffers
 from tests.support.transfer_programs import Holding, make_programs
 
@@ -135,7 +137,8 @@ def test_any_split_becomes_any_other(
     programs = make_programs(shapes, have, want, num_endpoints, rounds)
     sources = [parameters_of(have, e, canonical) for e in range(num_endpoints)]
     destinations = [parameters_of(want, e, None) for e in range(num_endpoints)]
-    reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
+    with mock.patch.object(agreement, "LEAST_RUN_BYTES", 16):  # so that small runs count
+        reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
 
     for endpoint in range(num_endpoints):
         for name, tensor in parameters_of(want, endpoint, canonical).items():
@@ -177,12 +180,27 @@ def test_weights_are_rounded_on_the_way(endpoints: tuple[int, int]) -> None:
         check_digests(reports)
 
 
+class _LateWorld(LocalWorld):
+    """Endpoint 0 begins once endpoint 1 waits, or has sent what it cannot have yet."""
+
+    def __init__(self, num_endpoints: int) -> None:
+        super().__init__(num_endpoints)
+        self._sent = threading.Event()
+
+    def post(self, pending: LocalPending) -> None:
+        operation = pending.operation
+        if operation.endpoint == 1 and operation.round == 2:
+            self._sent.set()
+        if operation.endpoint == 0:
+            self._sent.wait(0.2)
+        super().post(pending)
+
+
 def test_what_was_received_is_passed_on() -> None:
     """An endpoint sends from its destination what came two rounds before, and not earlier."""
-    shapes = [(64, 16)]
+    shapes = [(4, 4)]
     canonical = [torch.randn(shapes[0], generator=torch.Generator().manual_seed(4))]
-    have = grid([0], shapes, [True])
-    middle, last = grid([1], shapes, [True]), grid([2], shapes, [True])
+    have, middle, last = (grid([endpoint], shapes, [True]) for endpoint in range(3))
     first = make_programs(shapes, have, middle, 3, 1)
     second = make_programs(shapes, middle, last, 3, 1)
     relay = replace(
@@ -195,7 +213,13 @@ def test_what_was_received_is_passed_on() -> None:
     )
     end = replace(second[2], receives=replace(second[2].receives, round=np.array([2], np.int32)))
     destinations = [{}, parameters_of(middle, 1, None), parameters_of(last, 2, None)]
-    reports = run_all([first[0], relay, end], [{"t0": canonical[0]}, {}, {}], destinations)
+    reports = run_all(
+        [first[0], relay, end],
+        [{"t0": canonical[0]}, {}, {}],
+        destinations,
+        staging_bytes=1024,
+        world=_LateWorld(3),
+    )
     assert torch.equal(destinations[2]["t0"], canonical[0])
     check_digests(reports)
 

@@ -1,10 +1,13 @@
 """Messages become streams of chunks that hold the same elements on both sides."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realloc.core.transfer import Blocks, Messages
+from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, coalesce, streams_of
 
 block = st.tuples(
@@ -67,15 +70,17 @@ def test_chunks_hold_the_elements_of_all_messages_in_order(
         ]
         assert stream.num_elements == len(expected)
         found: list[int] = []
-        for number in range(stream.num_chunks(chunk)):
-            first = number * chunk
-            pieces = list(stream.pieces(first, min(first + chunk, len(expected))))
+        ends = chunk_ends(len(expected), stream.run_ends(4), chunk).tolist()
+        assert set(stream.run_ends(4).tolist()) <= {0, *ends}
+        for first, last in itertools.pairwise([0, *ends]):
+            assert 0 < last - first <= chunk
+            pieces = list(stream.pieces(first, last))
             offset = 0
             for piece in pieces:
                 assert piece.offset == offset
                 offset += piece.num_elements
                 found += piece_elements(piece)
-            assert offset == min(chunk, len(expected) - first)
+            assert offset == last - first
         assert found == expected
 
 

@@ -10,7 +10,7 @@ def run_gangs(*gangs: set[int]) -> list[str]:
     log: list[str] = []
 
     async def one(devices: Devices, index: int, gang: set[int]) -> None:
-        async with devices.reserved(gang):
+        async with devices.reserve(gang):
             log.append(f"+{index}")
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -42,7 +42,7 @@ def test_a_gang_that_gives_up_frees_its_place() -> None:
 
     async def scenario() -> bool:
         devices = Devices()
-        async with devices.reserved({0}):
+        async with devices.reserve({0}):
             waiting = asyncio.ensure_future(_hold(devices, {0, 1}))
             await asyncio.sleep(0)
             behind = asyncio.ensure_future(_hold(devices, {1}))
@@ -55,5 +55,5 @@ def test_a_gang_that_gives_up_frees_its_place() -> None:
 
 
 async def _hold(devices: Devices, gang: set[int]) -> bool:
-    async with devices.reserved(gang):
+    async with devices.reserve(gang):
         return True
