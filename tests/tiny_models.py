@@ -87,3 +87,8 @@ def tiny_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(["<bos>", "<eos>", "<pad>"])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def tiny_config_text(family: str, **changes: Any) -> str:
+    """The text of a ``config.json``."""
+    return json.dumps(tiny_config(family, **changes))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 
 
@@ -71,8 +71,8 @@ class GenerationEngine(Protocol):
         """Drop requests; ids that are not running are ignored."""
         ...
 
-    def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
-        """Per tensor-parallel rank: local shape of each parameter by vLLM name."""
+    def parameter_specs(self) -> Sequence[Mapping[str, ParameterSpec]]:
+        """Per tensor-parallel rank: shape and element type of each parameter by vLLM name."""
         ...
 
     def stage_weights(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from realloc.core.errors import Conflict, JobFailed, ReallocError, ResourceExhausted, Unavailable
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, GenerationEngine, Rollout, RolloutRequest
 
@@ -142,11 +142,11 @@ class RolloutWorker:
         finally:
             self._cancelled.extend((stream, name) for name in left)
 
-    async def parameter_shapes(
+    async def parameter_specs(
         self, *, timeout_seconds: float
-    ) -> Sequence[Mapping[str, tuple[int, ...]]]:
-        """See `GenerationEngine.parameter_shapes`."""
-        return await self._call(self._engine.parameter_shapes, timeout_seconds)
+    ) -> Sequence[Mapping[str, ParameterSpec]]:
+        """See `GenerationEngine.parameter_specs`."""
+        return await self._call(self._engine.parameter_specs, timeout_seconds)
 
     async def stage_weights(
         self,

@@ -1,8 +1,9 @@
 """A generation replica's part in reallocations: new weights arrive here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from realloc.core.errors import Conflict, InvalidInput
+from realloc.core.errors import Conflict
+from realloc.shard.parameter_checks import check_parameters
 from realloc.shard.transfer_service import PreparedTransfer
 from realloc.transfer.executor import TransferReport
 from services.generation.rollout_worker import RolloutWorker
@@ -27,20 +28,17 @@ class GenerationTransfers:
         """Refuse programs that do not fit the engine.
 
         Raises:
-            InvalidInput: a wrong number of programs, or a parameter that no rank has.
+            InvalidInput: a wrong number of programs, or parameters that are not as the layout
+                says, by name and rank.
         """
-        shapes = await self._worker.parameter_shapes(timeout_seconds=_SWITCH_SECONDS)
-        if len(prepared.programs) != len(shapes):
-            raise InvalidInput.at(
-                "programs",
-                f"has {len(prepared.programs)} programs and this replica {len(shapes)} ranks",
-            )
-        for index, (program, held) in enumerate(zip(prepared.programs, shapes, strict=True)):
-            missing = [name for name in program.destination_tensors if name not in held]
-            if missing:
-                raise InvalidInput.at(
-                    f"programs[{index}].destination_tensors", f"there is no {missing[0]} here"
-                )
+        held = await self._worker.parameter_specs(timeout_seconds=_SWITCH_SECONDS)
+        check_parameters(prepared.expected, held)
+
+    async def digest(
+        self, prepared: PreparedTransfer, sequence: int
+    ) -> Mapping[tuple[int, int], int]:
+        """Nothing: a replica sends only what it received."""
+        return {}
 
     async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
         """Receive; rollouts wait meanwhile."""
@@ -56,3 +54,6 @@ class GenerationTransfers:
     async def abort(self, prepared: PreparedTransfer) -> None:
         """Drop the shadow."""
         await self._worker.abort_weights(timeout_seconds=_SWITCH_SECONDS)
+
+    def give_back(self, sequence: int) -> None:
+        """Nothing to do: transfers take no place among rollouts."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from realloc.core.errors import InvalidInput, JobFailed, Problem, raise_problems
 from realloc.core.model import ModelArchitecture
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, Rollout, RolloutRequest
 
@@ -105,9 +105,9 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.llm_engine.abort_request(list(request_ids))
 
-    def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
-        """Per tensor-parallel rank: local shape of each parameter by vLLM name."""
-        return self._on_ranks("realloc_shapes")
+    def parameter_specs(self) -> Sequence[Mapping[str, ParameterSpec]]:
+        """Per tensor-parallel rank: shape and element type of each parameter by vLLM name."""
+        return self._on_ranks("realloc_specs")
 
     def stage_weights(
         self, session: TransferSession, programs: Sequence[TransferProgram]

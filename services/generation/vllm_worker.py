@@ -49,9 +49,9 @@ class WorkerExtension:
 
         return _outcome(work)
 
-    def realloc_shapes(self) -> Outcome:
-        """Local shape of each parameter by vLLM name."""
-        return _outcome(lambda: self._receiver().shapes())
+    def realloc_specs(self) -> Outcome:
+        """Local shape and element type of each parameter by vLLM name."""
+        return _outcome(lambda: self._receiver().specs())
 
     def realloc_stage(
         self, session: TransferSession, programs: Sequence[TransferProgram]

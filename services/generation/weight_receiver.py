@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
+from realloc.shard.parameter_checks import specs_of
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.executor import TransferReport
 from realloc.transfer.shadow import ShadowParameters
@@ -39,9 +40,9 @@ class WeightReceiver:
             cuda_device=where if where.type == "cuda" else None,
         )
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Local shape of each parameter by name."""
-        return {name: tuple(tensor.shape) for name, tensor in self._parameters.items()}
+    def specs(self) -> dict[str, ParameterSpec]:
+        """Local shape and element type of each parameter by name."""
+        return specs_of(self._parameters)
 
     def stage(self, session: TransferSession, program: TransferProgram) -> TransferReport:
         """Receive what the program says; the live parameters are only read.

@@ -14,3 +14,7 @@ class ParamStoreConfig(ServiceConfig):
 
     max_cached_plans: int = 64
     """Transfer plans kept; the least recently used goes first."""
+    max_waiting: int = 256
+    """Reallocations that may wait for their devices; further ones are refused."""
+    device_kind: str = "cpu"
+    """Hardware of the devices, a preset of the cost model: for predicted seconds."""

@@ -3,12 +3,40 @@
 import asyncio
 import json
 from collections import OrderedDict
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from realloc.core.errors import InvalidInput
 from realloc.core.model import ModelArchitecture
-from realloc.core.transfer import Endpoint, TransferPlan
+from realloc.core.transfer import Endpoint, ExpectedParameters, ParameterSpec, TransferPlan
+from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.planner import plan_transfer
 from services.param_store.model import Model, PlacedLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlannedTransfer:
+    """A plan, and what each of its endpoints must hold."""
+
+    plan: TransferPlan
+    expected: tuple[ExpectedParameters, ...]
+    """Per endpoint of the plan."""
+    num_tensors: int
+    """Canonical tensors that move."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanKey:
+    """All that a plan depends on."""
+
+    architecture: ModelArchitecture
+    source: PlacedLayout
+    target: PlacedLayout
+    nodes: tuple[int, ...]
+    """Node of each rank's device, of the source, then of the target."""
+    dtype: str
+    only: frozenset[str] | None = None
+    """Canonical tensors that move; None for all."""
 
 
 class Plans:
@@ -16,39 +44,58 @@ class Plans:
 
     def __init__(self, max_cached: int) -> None:
         self._max_cached = max_cached
-        self._plans: OrderedDict[tuple[object, ...], TransferPlan] = OrderedDict()
+        self._plans: OrderedDict[PlanKey, PlannedTransfer] = OrderedDict()
 
     async def plan(
-        self, model: Model, target: PlacedLayout, *, dtype: str, node_of: dict[int, int]
-    ) -> TransferPlan:
+        self,
+        model: Model,
+        target: PlacedLayout,
+        *,
+        dtype: str,
+        node_of: Mapping[int, int],
+        only: frozenset[str] | None = None,
+    ) -> PlannedTransfer:
         """How the target gets the weights of the model's source layout.
 
         Args:
             node_of: node of each device.
+            only: canonical tensors that move; None for all.
 
         Raises:
             InvalidInput: an engine cannot cut this model so.
         """
-        architecture = ModelArchitecture.from_hf_config(json.loads(model.hf_config), model.head)
-        architecture = architecture.with_head(model.head)
-        key = (architecture, replace(model.source, weight_version=0), target.layout, target.shards)
+        devices = (*model.source.layout.devices, *target.layout.devices)
+        key = PlanKey(
+            architecture=architecture_of(model),
+            source=replace(model.source, weight_version=0, incarnations=()),
+            target=replace(target, weight_version=0, incarnations=()),
+            nodes=tuple(node_of[device] for device in devices),
+            dtype=dtype,
+            only=only,
+        )
         if key not in self._plans:
-            self._plans[key] = await asyncio.to_thread(
-                plan_transfer,
-                architecture,
-                model.source.layout,
-                target.layout,
-                source_endpoints=endpoints(model.source, node_of),
-                destination_endpoints=endpoints(target, node_of),
-                dtype=dtype,
-            )
+            self._plans[key] = await asyncio.to_thread(_make, key, dict(node_of))
         self._plans.move_to_end(key)
         while len(self._plans) > self._max_cached:
             self._plans.popitem(last=False)
         return self._plans[key]
 
 
-def endpoints(placed: PlacedLayout, node_of: dict[int, int]) -> tuple[Endpoint, ...]:
+def architecture_of(model: Model) -> ModelArchitecture:
+    """What a model is made of.
+
+    Raises:
+        InvalidInput: the configuration is not JSON, or misses what it needs.
+    """
+    try:
+        config = json.loads(model.hf_config)
+    except ValueError as error:
+        raise InvalidInput.at("model.hf_config", f"is not JSON: {error}") from None
+    architecture = ModelArchitecture.from_hf_config(config, model.head)
+    return architecture.with_head(model.head)
+
+
+def endpoints(placed: PlacedLayout, node_of: Mapping[int, int]) -> tuple[Endpoint, ...]:
     """The end of each rank; ranks that share a process are told apart by their number."""
     names: list[str] = []
     for shard in placed.shards:
@@ -57,4 +104,50 @@ def endpoints(placed: PlacedLayout, node_of: dict[int, int]) -> tuple[Endpoint, 
     return tuple(
         Endpoint(name=name, device=device, node=node_of[device])
         for name, device in zip(names, placed.layout.devices, strict=True)
+    )
+
+
+def _make(key: PlanKey, node_of: Mapping[int, int]) -> PlannedTransfer:
+    sources, destinations = endpoints(key.source, node_of), endpoints(key.target, node_of)
+    plan = plan_transfer(
+        key.architecture,
+        key.source.layout,
+        key.target.layout,
+        source_endpoints=sources,
+        destination_endpoints=destinations,
+        dtype=key.dtype,
+        only=key.only,
+    )
+    expected = tuple(_expected(key, endpoint, sources, destinations) for endpoint in plan.endpoints)
+    moved = len(plan.canonical_tensors) if key.only is None else len(key.only)
+    return PlannedTransfer(plan=plan, expected=expected, num_tensors=moved)
+
+
+def _expected(
+    key: PlanKey,
+    endpoint: Endpoint,
+    sources: tuple[Endpoint, ...],
+    destinations: tuple[Endpoint, ...],
+) -> ExpectedParameters:
+    """What the layouts say that an endpoint holds; a source may be of any element type."""
+    read: tuple[ParameterSpec, ...] = ()
+    written: tuple[ParameterSpec, ...] = ()
+    names = []
+    if endpoint in sources:
+        rank = sources.index(endpoint)
+        read = _specs(key.architecture, key.source, rank, "")
+        names.append(f"rank {rank} of {key.source.layout}")
+    if endpoint in destinations:
+        rank = destinations.index(endpoint)
+        written = _specs(key.architecture, key.target, rank, key.dtype)
+        names.append(f"rank {rank} of {key.target.layout}")
+    return ExpectedParameters(rank=" and ".join(names), source=read, destination=written)
+
+
+def _specs(
+    architecture: ModelArchitecture, placed: PlacedLayout, rank: int, dtype: str
+) -> tuple[ParameterSpec, ...]:
+    return tuple(
+        ParameterSpec(name=parameter.name, shape=parameter.shape, dtype=dtype)
+        for parameter in local_parameters(architecture, placed.layout, rank).parameters
     )

@@ -5,9 +5,11 @@ from contextlib import aclosing
 
 from realloc.api.param_store.v1 import param_store_pb2 as pb
 from realloc.coordination.store import Compare, CompareFailed, Entry, Store
-from realloc.core.errors import Conflict, NotFound
+from realloc.core.errors import Conflict, NotFound, Problem, raise_problems
+from realloc.reallocation.layouts.provider import provider_of
 from realloc.wire.convert import from_proto, to_proto
 from services.param_store.model import Model, PlacedLayout, require
+from services.param_store.plans import architecture_of
 
 _MODELS = "/realloc/models/"
 
@@ -22,8 +24,11 @@ class Registry:
         """Add a model; the same again changes nothing.
 
         Raises:
+            InvalidInput: names that cannot be keys, or a configuration or layout that does not
+                fit.
             Conflict: another model has this name.
         """
+        _check(model)
         try:
             await self._store.transact(
                 compare=[Compare.absent(_key(model.job_id, model.model_id))],
@@ -31,7 +36,8 @@ class Registry:
             )
         except CompareFailed:
             known = await self.get(model.job_id, model.model_id)
-            if known.hf_config != model.hf_config or not known.source.same_place(model.source):
+            same = (known.hf_config, known.head) == (model.hf_config, model.head)
+            if not same or not known.source.same_place(model.source):
                 raise Conflict(
                     f"job {model.job_id} has another model named {model.model_id}"
                 ) from None
@@ -82,6 +88,18 @@ class Registry:
             raise NotFound(f"there is no job {job_id!r}")
         for entry in await self._store.list(f"{_MODELS}{job_id}/"):
             await self._store.delete(entry.key)
+
+
+def _check(model: Model) -> None:
+    """Refuse what could never be reallocated."""
+    names = {"model.job_id": model.job_id, "model.model_id": model.model_id}
+    raise_problems(
+        Problem(path, f"is {name!r}; a name is not empty and has no slash")
+        for path, name in names.items()
+        if not name or "/" in name
+    )
+    layout = model.source.layout
+    provider_of(layout.kind).check(architecture_of(model), layout.strategy)
 
 
 def _key(job_id: str, model_id: str) -> str:

@@ -1,6 +1,5 @@
 """Runs one function call on the shards of its mesh: split rows, send, collect references."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ class CallOutcome:
     """What a call measured; its data lie on the shards."""
 
     seconds: float
+    """Of the slowest rank, without its wait for calls before it."""
     num_tokens: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     weight_version: int = 0
@@ -64,7 +64,6 @@ class FunctionCalls:
         Row ``i`` of the file's ``rows`` becomes rows ``i * samples … (i + 1) * samples − 1``
         of the batch, whatever the number of replicas.
         """
-        started = time.monotonic()
         samples = settings.samples_per_prompt
         devices = replica_devices(placement.mesh, placement.strategy)
         parts = balanced_partition([data.lengths[row] for row in rows], len(devices))
@@ -97,7 +96,7 @@ class FunctionCalls:
             for name, value in result.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
         return CallOutcome(
-            seconds=time.monotonic() - started,
+            seconds=max(result.seconds for result in results),
             num_tokens=sum(result.num_tokens for result in results),
             metrics={name: value / columns.num_rows for name, value in sums.items()},
         )
@@ -112,7 +111,6 @@ class FunctionCalls:
         iteration: int,
     ) -> CallOutcome:
         """Score every row; the columns get the references of the results."""
-        started = time.monotonic()
         parts = balanced_partition(columns.lengths, placement.strategy.data)
 
         def request(shard: TrainerShard, data_rank: int) -> trainer_pb2.RunInferenceRequest:
@@ -132,7 +130,10 @@ class FunctionCalls:
             if response.HasField("output"):
                 part = parts[placement.strategy.coordinate(rank).data]
                 columns.add(from_proto(response.output, BatchReference), part)
-        return CallOutcome(seconds=time.monotonic() - started, num_tokens=sum(columns.lengths))
+        return CallOutcome(
+            seconds=max(response.seconds for response in responses),
+            num_tokens=sum(columns.lengths),
+        )
 
     async def train(
         self,
@@ -148,7 +149,6 @@ class FunctionCalls:
         Args:
             mini_batches: per mini-batch the input of each data-parallel rank.
         """
-        started = time.monotonic()
 
         def request(shard: TrainerShard, data_rank: int) -> trainer_pb2.RunTrainingRequest:
             return trainer_pb2.RunTrainingRequest(
@@ -163,7 +163,7 @@ class FunctionCalls:
 
         responses = await self._on_mesh(placement, "RunTraining", request)
         return CallOutcome(
-            seconds=time.monotonic() - started,
+            seconds=max(response.seconds for response in responses),
             # One rank of each replica counts: tensor rank 0 of the first stage.
             num_tokens=sum(
                 response.num_tokens

@@ -108,6 +108,7 @@ class ParamStoreReallocator:
             weight_version=weight_version,
             sequences={shard.member.name: shard.next_sequence() for shard in trainers},
             timeout_seconds=self._experiment.call_timeout_seconds,
+            dtype=self._experiment.dtype,
         )
         response = await self._shards.param_store.Reallocate(
             request, timeout=self._experiment.call_timeout_seconds

@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -94,16 +95,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._job(request.job_id)
         settings = from_proto(request.settings, CallSettings, "settings")
         batch = await self._input(request.sequence, request.input)
-        started = time.monotonic()
         scored = await self._run(
             request.sequence,
             _ranked(request, lambda: self._engine.infer(request.model_id, settings, batch)),
         )
-        response = pb.RunInferenceResponse(
-            seconds=time.monotonic() - started, num_tokens=_num_tokens(batch)
-        )
-        if scored is not None:
-            reference = self._keep(request, scored, batch)
+        response = pb.RunInferenceResponse(seconds=scored.seconds, num_tokens=_num_tokens(batch))
+        if scored.value is not None:
+            reference = self._keep(request, scored.value)
             response.output.CopyFrom(to_proto(reference, types_pb2.BatchReference))
         return response
 
@@ -113,15 +111,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._job(request.job_id)
         settings = from_proto(request.settings, CallSettings, "settings")
         batches = [await self._input(request.sequence, each) for each in request.mini_batches]
-        started = time.monotonic()
         result = await self._run(
             request.sequence,
             _ranked(request, lambda: self._engine.train(request.model_id, settings, batches)),
         )
         return pb.RunTrainingResponse(
-            metrics=result.metrics,
-            weight_version=result.weight_version,
-            seconds=time.monotonic() - started,
+            metrics=result.value.metrics,
+            weight_version=result.value.weight_version,
+            seconds=result.seconds,
             num_tokens=sum(map(_num_tokens, batches)),
         )
 
@@ -189,7 +186,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         ]
         return await self._or_skip(sequence, lambda: self._reader.read(groups))
 
-    def _keep(self, request: pb.RunInferenceRequest, scored: Batch, batch: Batch) -> BatchReference:
+    def _keep(self, request: pb.RunInferenceRequest, scored: Batch) -> BatchReference:
         """Store results under the name that the graph gives them."""
         (field,) = scored.fields.values()
         kept = Batch(fields={request.output_field: field})
@@ -202,10 +199,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             raise Conflict(f"this shard does not work for job {job_id!r}; start it first")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed(Generic[Result]):
+    """What work returned, and how long it took once its turn had come."""
+
+    value: Result
+    seconds: float
+
+
 def _ranked(
     request: pb.RunInferenceRequest | pb.RunTrainingRequest, work: Callable[[], Result]
-) -> Callable[[], Result]:
-    """The work under a span of its own, once the engine's thread gets to it."""
+) -> Callable[[], _Timed[Result]]:
+    """The work under a span of its own, and timed, once the engine's thread gets to it."""
     parent = current_traceparent()
     attributes: Attributes = {
         Attribute.CALL: request.call,
@@ -214,9 +219,11 @@ def _ranked(
         Attribute.CALL_SEQUENCE: request.sequence,
     }
 
-    def spanned() -> Result:
+    def spanned() -> _Timed[Result]:
+        started = time.monotonic()
         with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
-            return work()
+            value = work()
+        return _Timed(value=value, seconds=time.monotonic() - started)
 
     return spanned
 

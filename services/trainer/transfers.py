@@ -1,12 +1,15 @@
 """A trainer's part in reallocations: it is where new weights come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from realloc.core.errors import InvalidInput
 from realloc.shard.ordered_calls import OrderedCalls
+from realloc.shard.parameter_checks import check_parameters, specs_of
 from realloc.shard.transfer_service import PreparedTransfer
+from realloc.transfer.digest import SentDigests
 from realloc.transfer.endpoint import TransferEndpoint
-from realloc.transfer.executor import TransferReport
+from realloc.transfer.executor import TransferReport, source_parameters
+from realloc.transfer.parameters import DTYPES
 from services.trainer.engine import TrainerEngine
 
 
@@ -28,17 +31,30 @@ class TrainerTransfers:
         """Refuse what this rank cannot send.
 
         Raises:
-            InvalidInput: more than one program, or a parameter that is not here.
+            InvalidInput: more than one program, something to receive, or parameters that are
+                not as the layout says, by name and rank.
         """
         if len(prepared.programs) != 1:
             raise InvalidInput.at("programs", "a trainer is one rank and takes one program")
-        program = prepared.programs[0]
-        held = self._engine.parameters(prepared.model_id)
-        missing = [name for name in program.source_tensors if name not in held]
-        if missing:
-            raise InvalidInput.at(
-                "programs[0].source_tensors", f"{prepared.model_id} has no {missing[0]} here"
-            )
+        if prepared.expected[0].destination:
+            raise InvalidInput.at("programs[0]", "writes parameters; a trainer only sends them")
+        check_parameters(prepared.expected, [specs_of(self._engine.parameters(prepared.model_id))])
+
+    async def digest(
+        self, prepared: PreparedTransfer, sequence: int
+    ) -> Mapping[tuple[int, int], int]:
+        """Digests of this rank's blocks when its turn comes."""
+        program, dtype = prepared.programs[0], DTYPES[prepared.session.dtype]
+
+        def work() -> Mapping[tuple[int, int], int]:
+            parameters = self._engine.parameters(prepared.model_id)
+            digests = SentDigests(program, source_parameters(program, parameters, {}), dtype)
+            for _ in digests.own_steps():
+                pass
+            return digests.values()
+
+        timeout = prepared.session.timeout_seconds
+        return await self._calls.run(work, sequence=sequence, timeout=timeout)
 
     async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
         """Send this rank's blocks when its turn comes."""
@@ -55,3 +71,7 @@ class TrainerTransfers:
 
     async def abort(self, prepared: PreparedTransfer) -> None:
         """Nothing to do: a source keeps its weights."""
+
+    def give_back(self, sequence: int) -> None:
+        """Pass the turn on when it comes, unless a call took it."""
+        self._calls.give_back(sequence)

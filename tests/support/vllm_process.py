@@ -47,7 +47,10 @@ def load(spec: EngineSpec) -> float:
 @in_engine_thread
 def shapes() -> Any:
     """Shapes of the parameters per rank."""
-    return [dict(rank) for rank in HELD["engine"].parameter_shapes()]
+    return [
+        {name: spec.shape for name, spec in rank.items()}
+        for rank in HELD["engine"].parameter_specs()
+    ]
 
 
 @in_engine_thread

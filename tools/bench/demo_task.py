@@ -48,16 +48,18 @@ Decide = Callable[[Tensor], Tensor]
 class Recipe:
     """Hyperparameters of the demo's two jobs."""
 
-    sft_steps: int = 115
-    sft_batch: int = 256
+    sft_steps: int = 160
+    sft_batch: int = 128
     sft_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(learning_rate=1e-3, warmup_steps=20)
+        default_factory=lambda: OptimizerSettings(
+            learning_rate=2e-3, warmup_steps=20, weight_decay=0.5
+        )
     )
-    iterations: int = 80
+    iterations: int = 100
     rollouts: int = 512
     max_new_tokens: int = 4
     actor_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(learning_rate=5e-4)
+        default_factory=lambda: OptimizerSettings(learning_rate=2e-4)
     )
     critic_optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(learning_rate=1e-3)

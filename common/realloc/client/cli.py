@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from realloc.client.layout_arguments import add_arguments as add_layout_arguments
 from realloc.client.plan_arguments import add_arguments as add_plan_arguments
 from realloc.core.errors import InvalidInput, ReallocError
 
@@ -36,6 +37,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
                 raise
             raise InvalidInput.at("plan", "needs numba: pip install 'realloc[plan]'") from error
         return plan
+    if name in ("show_layout", "diff_layouts"):
+        from realloc.client import layout_command
+
+        return layout_command.show if name == "show_layout" else layout_command.diff
     from realloc.client import commands
 
     command: Callable[[argparse.Namespace], int] = getattr(commands, name)
@@ -79,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
     trace.add_argument("job_id")
     trace.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
+
+    layout = verbs.add_parser("layout", help="layouts of models, without any service")
+    layout_verbs = layout.add_subparsers(required=True, metavar="verb")
+    add_layout_arguments(
+        _verb(layout_verbs, "show", "show_layout", "what each rank of a layout stores"),
+        _verb(layout_verbs, "diff", "diff_layouts", "what moves from one layout to another"),
+    )
 
     add_plan_arguments(_verb(verbs, "plan", "plan", "plan an experiment, without any service"))
     return parser

@@ -20,7 +20,7 @@ class DataFile:
     offsets: Sequence[int]
     """Byte offset of each row."""
     lengths: Sequence[int]
-    """Characters of each row's prompt and completion: work is balanced by them."""
+    """Characters of each row's required fields: work is balanced and predicted by them."""
 
     @property
     def num_rows(self) -> int:
@@ -41,11 +41,11 @@ class DataFile:
                 offset = 0
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        problem = _check_line(line, required)
+                        length, problem = _check_line(line, required)
                         if problem and len(problems) < _MAX_PROBLEMS:
                             problems.append(Problem(f"{path}:{number}", problem))
                         offsets.append(offset)
-                        lengths.append(len(line))
+                        lengths.append(length)
                     offset += len(line)
         except OSError as error:
             raise InvalidInput.at(path, f"cannot be read: {error.strerror}") from error
@@ -75,17 +75,18 @@ class DataFile:
         return found
 
 
-def _check_line(line: bytes, required: Sequence[str]) -> str:
+def _check_line(line: bytes, required: Sequence[str]) -> tuple[int, str]:
+    """Characters of the required fields, and what is wrong with the line."""
     try:
         row = json.loads(line)
     except ValueError as error:
-        return f"is not JSON: {error}"
+        return 0, f"is not JSON: {error}"
     if not isinstance(row, dict):
-        return f"is a JSON {type(row).__name__}; each line must be an object"
+        return 0, f"is a JSON {type(row).__name__}; each line must be an object"
     for name in required:
         if not isinstance(row.get(name), str):
-            return f"needs a text field {name!r}"
-    return ""
+            return 0, f"needs a text field {name!r}"
+    return sum(len(row[name]) for name in required), ""
 
 
 def checked_folder(path: str, field: str, *, weights: bool) -> Path:

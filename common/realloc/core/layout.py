@@ -1,5 +1,6 @@
 """Layouts: which process holds which part of a model."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,6 +15,9 @@ class LayoutKind(Enum):
     MEGATRON = "megatron"
     VLLM = "vllm"
     FSDP = "fsdp"
+
+
+_FORM = re.compile(r"(?:(?P<kind>[a-z]+):)?(?P<strategy>[a-z0-9]+)(?:@(?P<devices>[0-9,-]+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +44,38 @@ class Layout:
 
     def __str__(self) -> str:
         return f"{self.kind.value}:{self.strategy}@{','.join(map(str, self.devices))}"
+
+    @staticmethod
+    def parse(text: str, kind: LayoutKind = LayoutKind.MEGATRON) -> "Layout":
+        """Read ``vllm:d2t1p1@0-1``; kind and devices (0, 1, … if not given) may be left out.
+
+        Args:
+            kind: the kind where the text names none.
+
+        Raises:
+            InvalidInput: not of this form, or the devices do not fit the strategy.
+        """
+        match = _FORM.fullmatch(text)
+        known = {each.value: each for each in LayoutKind}
+        if match is None:
+            raise InvalidInput.at("layout", f"{text!r} is not of the form megatron:d2t4p1@0-7")
+        if match["kind"] and match["kind"] not in known:
+            raise InvalidInput.at(
+                "layout", f"{match['kind']!r} is none of {', '.join(sorted(known))}"
+            )
+        strategy = ParallelStrategy.parse(match["strategy"])
+        devices = tuple(range(strategy.num_ranks))
+        if match["devices"]:
+            devices = _parse_devices(match["devices"])
+        return Layout(kind=known.get(match["kind"], kind), strategy=strategy, devices=devices)
+
+
+def _parse_devices(text: str) -> tuple[int, ...]:
+    """Read ``0-3,8``."""
+    devices: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InvalidInput.at("layout", f"{text!r} is not a list of devices such as 0-3,8")
+        devices += range(int(first), int(last or first) + 1)
+    return tuple(devices)

@@ -96,6 +96,28 @@ class TransferProgram:
     num_rounds: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterSpec:
+    """A parameter as its engine stores it on one rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = ""
+    """Element type, such as ``float32``; empty where any floating point type will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedParameters:
+    """What a rank must hold for its program to make sense."""
+
+    rank: str
+    """Rank and layout, for errors."""
+    source: tuple[ParameterSpec, ...] = ()
+    """What the program reads."""
+    destination: tuple[ParameterSpec, ...] = ()
+    """What the program writes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TransferPlan:
     """A whole reallocation: a program per endpoint and what it costs."""

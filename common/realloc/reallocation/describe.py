@@ -1,6 +1,7 @@
 """Layouts and plans as text that people read and golden files keep."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -60,22 +61,43 @@ def describe_plan(plan: TransferPlan) -> str:
 
 def describe_difference(plan: TransferPlan) -> str:
     """What moves, a line per receiving process: from itself, its device, its node, from afar."""
+    lines = describe_traffic(plan.traffic).splitlines()
+    for receipt in receipts(plan):
+        parts = ", ".join(
+            f"{count} from {kind}" for kind, count in receipt.bytes_from.items() if count
+        )
+        name = plan.endpoints[receipt.endpoint].name
+        lines.append(f"{name}: {parts} ({receipt.num_senders} senders)")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What one process receives in a plan."""
+
+    endpoint: int
+    bytes_from: Mapping[str, int]
+    """Bytes from itself, its device, its node, other nodes."""
+    num_senders: int
+
+
+def receipts(plan: TransferPlan) -> tuple[Receipt, ...]:
+    """What each receiving process gets from how near."""
     size = element_bytes(plan.dtype)
-    received: dict[int, dict[str, int]] = {}
-    senders: dict[int, set[int]] = {}
+    found = []
     for program in plan.programs:
         here = plan.endpoints[program.endpoint]
         ends = np.cumsum(program.receives.blocks.rows * program.receives.blocks.cols)
         elements = np.diff(np.concatenate([[0], ends])[program.receives.first_block])
-        for peer, count in zip(program.receives.peer.tolist(), elements.tolist(), strict=True):
-            kinds = received.setdefault(program.endpoint, dict.fromkeys(_KINDS, 0))
+        peers = program.receives.peer.tolist()
+        kinds = dict.fromkeys(_KINDS, 0)
+        for peer, count in zip(peers, elements.tolist(), strict=True):
             kinds[_kind(plan.endpoints[peer], here)] += count * size
-            senders.setdefault(program.endpoint, set()).add(peer)
-    lines = describe_traffic(plan.traffic).splitlines()
-    for number, kinds in received.items():
-        parts = ", ".join(f"{count} from {kind}" for kind, count in kinds.items() if count)
-        lines.append(f"{plan.endpoints[number].name}: {parts} ({len(senders[number])} senders)")
-    return "\n".join(lines)
+        if peers:
+            found.append(
+                Receipt(endpoint=program.endpoint, bytes_from=kinds, num_senders=len(set(peers)))
+            )
+    return tuple(found)
 
 
 _KINDS = ("itself", "its device", "its node", "other nodes")

@@ -83,6 +83,8 @@ class _LocalSearch:
         self._state = new_random_state(seed)
         self._turn = 0
         self._narrowed_at = np.inf
+        self._current = fits.copy()
+        self._walk = np.array([np.inf, 0.0])
 
     def improve(self, progress: Progress, plans: int) -> bool:
         """One turn; true where it found a better plan."""
@@ -95,7 +97,18 @@ class _LocalSearch:
 
     def _kick(self, plan: Ints, seconds: float, plans: int) -> tuple[float, int]:
         options, starts = self.candidates.options, self.candidates.starts
-        return wander(*self._tables, options, starts, self._fits, plan, seconds, plans, self._state)
+        return wander(
+            *self._tables,
+            options,
+            starts,
+            self._fits,
+            plan,
+            seconds,
+            self._current,
+            self._walk,
+            plans,
+            self._state,
+        )
 
     def _move_pair(
         self, plan: Ints, seconds: float, pair: tuple[int, int], plans: int

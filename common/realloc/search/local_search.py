@@ -14,6 +14,9 @@ from realloc.search.space import Space
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+PATIENCE = 5
+"""Kicks per call that may fail before a new start."""
+
 
 @compiled
 def descend(
@@ -147,6 +150,8 @@ def wander(
     fits: Ints,
     best: Ints,
     best_value: float,
+    current: Ints,
+    walk: Floats,
     budget: int,
     state: RandomState,
 ) -> tuple[float, int]:
@@ -155,26 +160,25 @@ def wander(
     Args:
         fits: a plan that fits the memory, to fall back on.
         best: the best plan; overwritten by better ones.
+        current: the plan to kick next; this and `walk` carry over from turn to turn.
+        walk: seconds of `current`, and kicks since the last that helped.
         budget: plans to decide, about.
 
     Returns:
         The best plan's seconds, and how many plans were decided.
     """
     plan = best.copy()
-    current = best.copy()
-    value = best_value
     decided = 0
-    stale = 0
     while decided < budget:
-        if stale > 12 * s.num_calls:
+        if walk[1] > PATIENCE * s.num_calls:
             # A new start: anywhere, or from the best plan.
-            stale = 0
+            walk[1] = 0.0
             if random_real(state) < 0.7:
                 for c in range(s.num_calls):
                     plan[c] = options[starts[c] + random_below(state, starts[c + 1] - starts[c])]
             else:
                 plan[:] = best
-            value = np.inf
+            walk[0] = np.inf
         else:
             plan[:] = current
             kicks = 1 + random_below(state, min(3, s.num_calls))
@@ -187,11 +191,11 @@ def wander(
         here = evaluate(s, ints, reals, plan, np.inf)
         here, more = descend(s, ints, reals, options, starts, plan, here, first_call)
         decided += more + 1
-        stale += 1
-        if here <= value:
-            if here < value:
-                stale = 0
-            value = here
+        walk[1] += 1.0
+        if here <= walk[0]:
+            if here < walk[0]:
+                walk[1] = 0.0
+            walk[0] = here
             current[:] = plan
         if here < best_value:
             best_value = here

@@ -22,7 +22,10 @@ class OrderedCalls:
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._turns: dict[int, asyncio.Future[None]] = {}
+        self._passed: set[int] = set()
+        """Turns to come that nobody will take."""
         self._next = 1
+        self._begun = 0
         self._job = 0
         self._running = 0
 
@@ -46,6 +49,7 @@ class OrderedCalls:
         """
         if sequence:
             await self._turn(sequence, timeout)
+            self._begun = sequence
         job = self._job
         self._running += 1
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -56,9 +60,18 @@ class OrderedCalls:
         """Give a turn back unused: its call failed before it began."""
         await self.run(lambda: None, sequence=sequence, timeout=timeout)
 
+    def give_back(self, sequence: int) -> None:
+        """Let a turn pass unused when it comes; nothing happens where a call took it."""
+        begun = sequence < self._next or sequence <= self._begun
+        if not begun and sequence not in self._turns:
+            self._passed.add(sequence)
+            self._admit()
+
     def begin_job(self) -> None:
         """Count from 1 again; calls that still wait for a turn fail with `Conflict`."""
         self._next = 1
+        self._begun = 0
+        self._passed.clear()
         self._job += 1
         for sequence, turn in self._turns.items():
             if not turn.done():
@@ -70,24 +83,37 @@ class OrderedCalls:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _turn(self, sequence: int, timeout: float) -> None:
-        if sequence < self._next or sequence in self._turns:
+        known = sequence in self._turns or sequence in self._passed
+        if known or sequence < self._next or sequence <= self._begun:
             raise Conflict(f"call {sequence} came again; this shard is at {self._next}")
         if sequence == self._next:
             return
+        job = self._job
         turn = self._turns[sequence] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
                 await turn
-        except TimeoutError:
-            raise Unavailable(
-                f"call {sequence} waited {timeout:.0f} s for call {self._next} before it"
-            ) from None
+        except BaseException as error:
+            if job == self._job:  # the calls after this one need not wait for it
+                self._turns.pop(sequence, None)
+                self.give_back(sequence)
+            if isinstance(error, TimeoutError):
+                raise Unavailable(
+                    f"call {sequence} waited {timeout:.0f} s for call {self._next} before it"
+                ) from None
+            raise
 
     def _ended(self, job: int, sequence: int) -> None:
         self._running -= 1
-        if job != self._job or not sequence:
-            return
-        self._next = sequence + 1
-        turn = self._turns.pop(self._next, None)
+        if job == self._job and sequence:
+            self._next = sequence + 1
+            self._admit()
+
+    def _admit(self) -> None:
+        """Let the next call run that somebody still wants."""
+        while self._next in self._passed:
+            self._passed.remove(self._next)
+            self._next += 1
+        turn = self._turns.pop(self._next, None) if self._begun < self._next else None
         if turn is not None and not turn.done():
             turn.set_result(None)

@@ -1,12 +1,13 @@
 """TransferService: a shard's part in reallocations, the same for every kind of shard."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from realloc.api.shard.v1 import shard_pb2 as pb
 from realloc.api.shard.v1 import shard_pb2_grpc
 from realloc.core.errors import InvalidInput, NotFound, ResourceExhausted
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ExpectedParameters, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from realloc.wire.convert import from_proto
 
@@ -23,11 +24,13 @@ class PreparedTransfer:
         job_id: str,
         model_id: str,
         programs: Sequence[TransferProgram],
+        expected: Sequence[ExpectedParameters],
     ) -> None:
         self.session = session
         self.job_id = job_id
         self.model_id = model_id
         self.programs = tuple(programs)
+        self.expected = tuple(expected)
 
 
 class TransferParty(Protocol):
@@ -39,6 +42,12 @@ class TransferParty(Protocol):
 
     async def check(self, prepared: PreparedTransfer) -> None:
         """Refuse programs that do not fit the parameters; move nothing."""
+        ...
+
+    async def digest(
+        self, prepared: PreparedTransfer, sequence: int
+    ) -> Mapping[tuple[int, int], int]:
+        """Digests of what the programs send, by destination endpoint and canonical tensor."""
         ...
 
     async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
@@ -53,6 +62,10 @@ class TransferParty(Protocol):
         """Drop staged weights."""
         ...
 
+    def give_back(self, sequence: int) -> None:
+        """Let a place in the order of calls pass unused, if it is still to come."""
+        ...
+
 
 class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     """Keeps sessions from prepare to commit or abort; a bounded number of them."""
@@ -61,6 +74,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
         self._party = party
         self._prepared: dict[str, PreparedTransfer] = {}
         self._committed: dict[str, int] = {}
+        self._changing = asyncio.Lock()
 
     async def GetRendezvous(
         self, request: pb.GetRendezvousRequest, context: Any
@@ -72,22 +86,25 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
         self, request: pb.PrepareTransferRequest, context: Any
     ) -> pb.PrepareTransferResponse:
         session = from_proto(request.session, TransferSession, "session")
-        if not request.programs:
-            raise InvalidInput.at("programs", "is empty; a shard that takes part has a program")
-        if len(self._prepared) >= _MAX_SESSIONS:
-            raise ResourceExhausted(f"{_MAX_SESSIONS} transfers are prepared here; end one first")
-        prepared = PreparedTransfer(
-            session=session,
-            job_id=request.job_id,
-            model_id=request.model_id,
-            programs=[
-                from_proto(program, TransferProgram, f"programs[{index}]")
-                for index, program in enumerate(request.programs)
-            ],
-        )
-        await self._party.check(prepared)
-        self._prepared[session.session_id] = prepared
+        prepared = _prepared(request, session)
+        async with self._changing:
+            await self._drop_older(prepared)
+            if len(self._prepared) >= _MAX_SESSIONS:
+                raise ResourceExhausted(
+                    f"{_MAX_SESSIONS} transfers are prepared here; end one first"
+                )
+            await self._party.check(prepared)
+            self._prepared[session.session_id] = prepared
         return pb.PrepareTransferResponse()
+
+    async def DigestTransfer(
+        self, request: pb.DigestTransferRequest, context: Any
+    ) -> pb.DigestTransferResponse:
+        digests = await self._party.digest(self._find(request.session_id), request.sequence)
+        response = pb.DigestTransferResponse()
+        for (endpoint, canonical), value in digests.items():
+            response.digests.add(endpoint=endpoint, canonical=canonical, value=value % 2**64)
+        return response
 
     async def ExecuteTransfer(
         self, request: pb.ExecuteTransferRequest, context: Any
@@ -99,11 +116,13 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     async def CommitTransfer(
         self, request: pb.CommitTransferRequest, context: Any
     ) -> pb.CommitTransferResponse:
-        if request.session_id not in self._committed:
-            prepared = self._find(request.session_id)
-            await self._party.commit(prepared, request.weight_version)
-            self._committed[request.session_id] = request.weight_version
-            self._prepared.pop(request.session_id, None)
+        # A repeated commit waits for the first one, which goes on also where its caller left.
+        async with self._changing:
+            if request.session_id not in self._committed:
+                prepared = self._find(request.session_id)
+                await self._party.commit(prepared, request.weight_version)
+                self._committed[request.session_id] = request.weight_version
+                self._prepared.pop(request.session_id, None)
             while len(self._committed) > _MAX_SESSIONS:
                 self._committed.pop(next(iter(self._committed)))
         return pb.CommitTransferResponse()
@@ -111,9 +130,10 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     async def AbortTransfer(
         self, request: pb.AbortTransferRequest, context: Any
     ) -> pb.AbortTransferResponse:
-        prepared = self._prepared.pop(request.session_id, None)
-        if prepared is not None:
-            await self._party.abort(prepared)
+        for sequence in request.sequences:
+            self._party.give_back(sequence)
+        async with self._changing:
+            await self._abort(request.session_id)
         return pb.AbortTransferResponse()
 
     def release(self, job_id: str) -> None:
@@ -122,10 +142,48 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
             if prepared.job_id == job_id:
                 del self._prepared[session_id]
 
+    async def _drop_older(self, prepared: PreparedTransfer) -> None:
+        """Abort what an earlier session of the model left: nobody will end it any more."""
+        for session_id, other in list(self._prepared.items()):
+            same = (other.job_id, other.model_id) == (prepared.job_id, prepared.model_id)
+            if same and session_id != prepared.session.session_id:
+                await self._abort(session_id)
+
+    async def _abort(self, session_id: str) -> None:
+        prepared = self._prepared.get(session_id)
+        if prepared is not None:
+            await self._party.abort(prepared)
+            self._prepared.pop(session_id, None)
+
     def _find(self, session_id: str) -> PreparedTransfer:
         if session_id not in self._prepared:
             raise NotFound(f"no transfer {session_id!r} is prepared here; it ended or was aborted")
         return self._prepared[session_id]
+
+
+def _prepared(request: pb.PrepareTransferRequest, session: TransferSession) -> PreparedTransfer:
+    """What a request asks this shard to agree to."""
+    if not request.programs:
+        raise InvalidInput.at("programs", "is empty; a shard that takes part has a program")
+    if len(request.expected) != len(request.programs):
+        raise InvalidInput.at(
+            "expected",
+            f"describes {len(request.expected)} ranks and there are "
+            f"{len(request.programs)} programs",
+        )
+    return PreparedTransfer(
+        session=session,
+        job_id=request.job_id,
+        model_id=request.model_id,
+        programs=[
+            from_proto(program, TransferProgram, f"programs[{index}]")
+            for index, program in enumerate(request.programs)
+        ],
+        expected=[
+            from_proto(expected, ExpectedParameters, f"expected[{index}]")
+            for index, expected in enumerate(request.expected)
+        ],
+    )
 
 
 def _response(

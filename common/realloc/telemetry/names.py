@@ -80,6 +80,9 @@ class Attribute(StrEnum):
     LOCAL_BYTES = "realloc.reallocation.local_bytes", "By", "Bytes that stay on their device."
     CROSS_DEVICE_BYTES = "realloc.reallocation.cross_device_bytes", "By", "Between devices."
     CROSS_NODE_BYTES = "realloc.reallocation.cross_node_bytes", "By", "Between nodes."
+    BOUND_RATIO = "realloc.reallocation.bound_ratio", "1", "Bytes between devices over the least."
+    BYTES_KIND = "realloc.reallocation.bytes_kind", "", "local, cross_device or cross_node."
+    PHASE = "realloc.reallocation.phase", "", "preparing, transferring, verifying, committing."
     DIGEST_OK = "realloc.reallocation.digest_ok", "", "True where both sides agree."
     OUTCOME = "realloc.outcome", "", "committed, aborted; succeeded, failed, cancelled."
     ERROR_CLASS = "realloc.error", "", "Class of the error that ended the span."
@@ -155,7 +158,25 @@ class Metric(StrEnum):
         "realloc.reallocation.bytes",
         Instrument.COUNTER,
         "By",
-        "Bytes written at destinations, by kind: local, cross_device, cross_node.",
+        "Bytes written at destinations, by kind: local, cross_device (in a node), cross_node.",
+    )
+    REALLOCATIONS = (
+        "realloc.reallocations",
+        Instrument.COUNTER,
+        "{reallocation}",
+        "Reallocations ended, by outcome.",
+    )
+    REALLOCATION_BANDWIDTH = (
+        "realloc.reallocation.bandwidth",
+        Instrument.HISTOGRAM,
+        "By/s",
+        "Bytes written at all destinations over the seconds of the transfer.",
+    )
+    REALLOCATION_BOUND_RATIO = (
+        "realloc.reallocation.bound_ratio",
+        Instrument.HISTOGRAM,
+        "1",
+        "Bytes that cross devices over the least that any plan must move.",
     )
     SEARCH_SECONDS = "realloc.search.duration", Instrument.HISTOGRAM, "s", "One plan search."
     RPC_SECONDS = "rpc.server.duration", Instrument.HISTOGRAM, "s", "One call, by method and code."

@@ -17,6 +17,7 @@ def test_rows_are_read_by_number_whatever_their_length(tmp_path: Path) -> None:
     path.write_text(f"{lines[0]}\n\n{lines[1]}\n{lines[2]}")
     data = DataFile.scan(str(path))
     assert data.num_rows == 3
+    assert list(data.lengths) == [4, 1, 41]
     assert data.read([2, 0, 1, 2]) == [rows[2], rows[0], rows[1], rows[2]]
 
 

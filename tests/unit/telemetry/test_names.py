@@ -6,7 +6,7 @@ import sys
 
 from realloc.telemetry.names import Attribute, Metric, Span
 
-UNITS = {"", "1", "s", "By", "nat", "{row}", "{token}", "{job}"}
+UNITS = {"", "1", "s", "By", "By/s", "nat", "{row}", "{token}", "{job}", "{reallocation}"}
 
 
 def test_every_name_has_a_meaning() -> None:

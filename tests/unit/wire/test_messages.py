@@ -14,7 +14,9 @@ from realloc.api.trainer.v1 import trainer_pb2
 from realloc.api.types.v1 import types_pb2
 from realloc.core import batch, experiment, job, layout, mesh, plan, settings, strategy, transfer
 from services.param_store.model import Model, PlacedLayout
-from services.param_store.reallocator import Reallocation
+from services.param_store.orders import Reallocation
+from services.param_store.preview import Preview
+from services.param_store.records import ReallocationRecord, RecordedParticipant
 from services.trainer.engine import CallSettings, JobWorld
 
 PAIRS: list[tuple[type[Any], type[Message]]] = [
@@ -37,6 +39,8 @@ PAIRS: list[tuple[type[Any], type[Message]]] = [
     (job.Job, scheduler_pb2.Job),
     (job.IterationReport, scheduler_pb2.IterationReport),
     (transfer.TransferSession, shard_pb2.TransferSession),
+    (transfer.ParameterSpec, shard_pb2.ParameterSpec),
+    (transfer.ExpectedParameters, shard_pb2.ExpectedParameters),
     (transfer.Blocks, shard_pb2.Blocks),
     (transfer.Messages, shard_pb2.Messages),
     (transfer.TransferProgram, shard_pb2.TransferProgram),
@@ -44,6 +48,9 @@ PAIRS: list[tuple[type[Any], type[Message]]] = [
     (Model, param_store_pb2.Model),
     (PlacedLayout, param_store_pb2.PlacedLayout),
     (Reallocation, param_store_pb2.Reallocation),
+    (Preview, param_store_pb2.PlanReallocationResponse),
+    (ReallocationRecord, param_store_pb2.ReallocationRecord),
+    (RecordedParticipant, param_store_pb2.RecordedParticipant),
     (CallSettings, trainer_pb2.CallSettings),
     (JobWorld, trainer_pb2.StartJobRequest),
 ]

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from realloc.core.errors import Conflict, InvalidInput, JobFailed, ResourceExhausted, Unavailable
-from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, Rollout, RolloutRequest
 from services.generation.rollout_worker import RolloutWorker
@@ -75,7 +75,7 @@ class CountingEngine:
         for name in request_ids:
             self.running.pop(name, None)
 
-    def parameter_shapes(self) -> Sequence[Mapping[str, tuple[int, ...]]]:
+    def parameter_specs(self) -> Sequence[Mapping[str, ParameterSpec]]:
         return [{}]
 
     def stage_weights(

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from realloc.api.types.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,74 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TransferMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransferModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFER_MODE_UNSPECIFIED: _TransferMode.ValueType  # 0
+    """The same as ALL."""
+    TRANSFER_MODE_ALL: _TransferMode.ValueType  # 1
+    """Every canonical tensor."""
+    TRANSFER_MODE_CHANGED: _TransferMode.ValueType  # 2
+    """Canonical tensors whose digest differs from what the target got last: for models with
+    frozen parts. All of them where that is not known.
+    """
+
+class TransferMode(_TransferMode, metaclass=_TransferModeEnumTypeWrapper):
+    """What a reallocation moves."""
+
+TRANSFER_MODE_UNSPECIFIED: TransferMode.ValueType  # 0
+"""The same as ALL."""
+TRANSFER_MODE_ALL: TransferMode.ValueType  # 1
+"""Every canonical tensor."""
+TRANSFER_MODE_CHANGED: TransferMode.ValueType  # 2
+"""Canonical tensors whose digest differs from what the target got last: for models with
+frozen parts. All of them where that is not known.
+"""
+Global___TransferMode: _TypeAlias = TransferMode  # noqa: Y015
+
+class _ReallocationPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReallocationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReallocationPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REALLOCATION_PHASE_UNSPECIFIED: _ReallocationPhase.ValueType  # 0
+    """Unset."""
+    REALLOCATION_PHASE_PREPARING: _ReallocationPhase.ValueType  # 1
+    """Programs are handed out and checked."""
+    REALLOCATION_PHASE_TRANSFERRING: _ReallocationPhase.ValueType  # 2
+    """Bytes move into shadow parameters."""
+    REALLOCATION_PHASE_VERIFYING: _ReallocationPhase.ValueType  # 3
+    """Digests are compared."""
+    REALLOCATION_PHASE_COMMITTING: _ReallocationPhase.ValueType  # 4
+    """Shadows become live; from here on it only goes forward."""
+    REALLOCATION_PHASE_COMMITTED: _ReallocationPhase.ValueType  # 5
+    """Every destination that is left serves the new version."""
+    REALLOCATION_PHASE_ABORTED: _ReallocationPhase.ValueType  # 6
+    """Nothing was changed."""
+
+class ReallocationPhase(_ReallocationPhase, metaclass=_ReallocationPhaseEnumTypeWrapper):
+    """How far a reallocation is."""
+
+REALLOCATION_PHASE_UNSPECIFIED: ReallocationPhase.ValueType  # 0
+"""Unset."""
+REALLOCATION_PHASE_PREPARING: ReallocationPhase.ValueType  # 1
+"""Programs are handed out and checked."""
+REALLOCATION_PHASE_TRANSFERRING: ReallocationPhase.ValueType  # 2
+"""Bytes move into shadow parameters."""
+REALLOCATION_PHASE_VERIFYING: ReallocationPhase.ValueType  # 3
+"""Digests are compared."""
+REALLOCATION_PHASE_COMMITTING: ReallocationPhase.ValueType  # 4
+"""Shadows become live; from here on it only goes forward."""
+REALLOCATION_PHASE_COMMITTED: ReallocationPhase.ValueType  # 5
+"""Every destination that is left serves the new version."""
+REALLOCATION_PHASE_ABORTED: ReallocationPhase.ValueType  # 6
+"""Nothing was changed."""
+Global___ReallocationPhase: _TypeAlias = ReallocationPhase  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -68,6 +137,7 @@ class PlacedLayout(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
     weight_version: _builtins.int
     """Version of the weights there; -1 before the first reallocation."""
     @_builtins.property
@@ -78,16 +148,23 @@ class PlacedLayout(_message.Message):
     def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Name of the shard that holds each rank, in rank order, such as "trainer-0"."""
 
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Incarnation of each shard when the weights came there, in rank order; empty where none
+        came. A process that restarted since has lost them.
+        """
+
     def __init__(
         self,
         *,
         layout: _types_pb2.Layout | None = ...,
         shards: _abc.Iterable[_builtins.str] | None = ...,
         weight_version: _builtins.int = ...,
+        incarnations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "shards", b"shards", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnations", b"incarnations", "layout", b"layout", "shards", b"shards", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,10 +446,13 @@ class PlanReallocationRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     model_id: _builtins.str
     """The model."""
+    dtype: _builtins.str
+    """Element type of the target's parameters: float32 or bfloat16; empty means float32."""
     @_builtins.property
     def target(self) -> _types_pb2.Layout:
         """Layout to bring the weights to."""
@@ -388,10 +468,11 @@ class PlanReallocationRequest(_message.Message):
         model_id: _builtins.str = ...,
         target: _types_pb2.Layout | None = ...,
         shards: _abc.Iterable[_builtins.str] | None = ...,
+        dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "model_id", b"model_id", "shards", b"shards", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "job_id", b"job_id", "model_id", b"model_id", "shards", b"shards", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,10 +487,13 @@ class PlanReallocationResponse(_message.Message):
     TRAFFIC_FIELD_NUMBER: _builtins.int
     NUM_ENDPOINTS_FIELD_NUMBER: _builtins.int
     NUM_ROUNDS_FIELD_NUMBER: _builtins.int
+    PREDICTED_SECONDS_FIELD_NUMBER: _builtins.int
     num_endpoints: _builtins.int
     """Processes that take part."""
     num_rounds: _builtins.int
     """Rounds of the schedule."""
+    predicted_seconds: _builtins.float
+    """Seconds that the cost model expects of it."""
     @_builtins.property
     def traffic(self) -> Global___Traffic:
         """Bytes and their bounds."""
@@ -420,10 +504,11 @@ class PlanReallocationResponse(_message.Message):
         traffic: Global___Traffic | None = ...,
         num_endpoints: _builtins.int = ...,
         num_rounds: _builtins.int = ...,
+        predicted_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_endpoints", b"num_endpoints", "num_rounds", b"num_rounds", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_endpoints", b"num_endpoints", "num_rounds", b"num_rounds", "predicted_seconds", b"predicted_seconds", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,6 +548,8 @@ class ReallocateRequest(_message.Message):
     WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique id; the same id again returns the first outcome."""
     job_id: _builtins.str
@@ -472,7 +559,13 @@ class ReallocateRequest(_message.Message):
     weight_version: _builtins.int
     """Version that the training layout has now and the target gets."""
     timeout_seconds: _builtins.float
-    """Deadline of each phase."""
+    """Deadline of each phase, and of the wait for the devices."""
+    dtype: _builtins.str
+    """Element type of the target's parameters, which is also the type on the way: float32 or
+    bfloat16; empty means float32.
+    """
+    mode: Global___TransferMode.ValueType
+    """What moves; unspecified means ALL."""
     @_builtins.property
     def target(self) -> _types_pb2.Layout:
         """Layout to bring the weights to."""
@@ -483,7 +576,9 @@ class ReallocateRequest(_message.Message):
 
     @_builtins.property
     def sequences(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Per trainer shard its place in the order of the job's calls."""
+        """Per trainer shard its place in the order of the job's calls. In mode CHANGED a shard needs
+        two places, this one and the next. Places that turn out not to be needed are given back.
+        """
 
     def __init__(
         self,
@@ -496,10 +591,12 @@ class ReallocateRequest(_message.Message):
         weight_version: _builtins.int = ...,
         sequences: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         timeout_seconds: _builtins.float = ...,
+        dtype: _builtins.str = ...,
+        mode: Global___TransferMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "model_id", b"model_id", "request_id", b"request_id", "sequences", b"sequences", "shards", b"shards", "target", b"target", "timeout_seconds", b"timeout_seconds", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "job_id", b"job_id", "mode", b"mode", "model_id", b"model_id", "request_id", b"request_id", "sequences", b"sequences", "shards", b"shards", "target", b"target", "timeout_seconds", b"timeout_seconds", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -545,6 +642,7 @@ class Reallocation(_message.Message):
     DIGEST_OK_FIELD_NUMBER: _builtins.int
     NUM_DIGESTS_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    NUM_TENSORS_FIELD_NUMBER: _builtins.int
     weight_version: _builtins.int
     """Version that the target has now."""
     bytes: _builtins.int
@@ -563,6 +661,8 @@ class Reallocation(_message.Message):
     """Digests agreed for every canonical tensor of every destination."""
     num_digests: _builtins.int
     """Canonical tensors whose digests were compared, times destinations."""
+    num_tensors: _builtins.int
+    """Canonical tensors that moved."""
     @_builtins.property
     def traffic(self) -> Global___Traffic:
         """Bytes and their bounds."""
@@ -580,14 +680,109 @@ class Reallocation(_message.Message):
         digest_ok: _builtins.bool = ...,
         num_digests: _builtins.int = ...,
         traffic: Global___Traffic | None = ...,
+        num_tensors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "commit_seconds", b"commit_seconds", "digest_ok", b"digest_ok", "num_digests", b"num_digests", "plan_seconds", b"plan_seconds", "prepare_seconds", b"prepare_seconds", "seconds", b"seconds", "traffic", b"traffic", "transfer_seconds", b"transfer_seconds", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "commit_seconds", b"commit_seconds", "digest_ok", b"digest_ok", "num_digests", b"num_digests", "num_tensors", b"num_tensors", "plan_seconds", b"plan_seconds", "prepare_seconds", b"prepare_seconds", "seconds", b"seconds", "traffic", b"traffic", "transfer_seconds", b"transfer_seconds", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reallocation: _TypeAlias = Reallocation  # noqa: Y015
+
+@_typing.final
+class ReallocationRecord(_message.Message):
+    """A reallocation as the store keeps it, the latest of each target; mirrors
+    services.param_store.records.ReallocationRecord. No rpc returns it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id of the request."""
+    job_id: _builtins.str
+    """The job."""
+    model_id: _builtins.str
+    """The model."""
+    session_id: _builtins.str
+    """Session on the shards."""
+    phase: Global___ReallocationPhase.ValueType
+    """How far it is."""
+    @_builtins.property
+    def target(self) -> Global___PlacedLayout:
+        """Target, with the version that it gets."""
+
+    @_builtins.property
+    def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedParticipant]:
+        """Who takes part."""
+
+    @_builtins.property
+    def outcome(self) -> Global___Reallocation:
+        """The outcome, once committed everywhere."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        target: Global___PlacedLayout | None = ...,
+        session_id: _builtins.str = ...,
+        participants: _abc.Iterable[Global___RecordedParticipant] | None = ...,
+        phase: Global___ReallocationPhase.ValueType = ...,
+        outcome: Global___Reallocation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "model_id", b"model_id", "outcome", b"outcome", "participants", b"participants", "phase", b"phase", "request_id", b"request_id", "session_id", b"session_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReallocationRecord: _TypeAlias = ReallocationRecord  # noqa: Y015
+
+@_typing.final
+class RecordedParticipant(_message.Message):
+    """A process of a recorded reallocation; mirrors services.param_store.records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    IS_DESTINATION_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the process."""
+    incarnation: _builtins.str
+    """Its incarnation then."""
+    is_destination: _builtins.bool
+    """True where weights arrive."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the order of calls that it was given."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        is_destination: _builtins.bool = ...,
+        sequences: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "is_destination", b"is_destination", "name", b"name", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordedParticipant: _TypeAlias = RecordedParticipant  # noqa: Y015
 
 @_typing.final
 class ReleaseJobRequest(_message.Message):

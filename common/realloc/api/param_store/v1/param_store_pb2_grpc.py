@@ -114,14 +114,17 @@ class ParamStoreServiceServicer:
 
     def Reallocate(self, request, context):
         """Brings a layout to a version of the weights: prepare, transfer, verify, then commit or
-        abort. Idempotent by request id. On failure the destination keeps what it had.
+        abort. Idempotent by request id, also over a restart of param-store. On failure every
+        shard keeps what it had, and the same request may be sent again. A target that has the
+        version already costs nothing. Reallocations of disjoint devices run at the same time,
+        others wait in a queue: RESOURCE_EXHAUSTED where it is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseJob(self, request, context):
-        """Forgets the models of a job. Idempotent.
+        """Ends the reallocations of a job and forgets its models. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,10 +47,13 @@ class ParamStoreServiceStub:
     """Says what a reallocation would move, and moves nothing."""
     Reallocate: _grpc.UnaryUnaryMultiCallable[_param_store_pb2.ReallocateRequest, _param_store_pb2.ReallocateResponse]
     """Brings a layout to a version of the weights: prepare, transfer, verify, then commit or
-    abort. Idempotent by request id. On failure the destination keeps what it had.
+    abort. Idempotent by request id, also over a restart of param-store. On failure every
+    shard keeps what it had, and the same request may be sent again. A target that has the
+    version already costs nothing. Reallocations of disjoint devices run at the same time,
+    others wait in a queue: RESOURCE_EXHAUSTED where it is full.
     """
     ReleaseJob: _grpc.UnaryUnaryMultiCallable[_param_store_pb2.ReleaseJobRequest, _param_store_pb2.ReleaseJobResponse]
-    """Forgets the models of a job. Idempotent."""
+    """Ends the reallocations of a job and forgets its models. Idempotent."""
 
 @_typing.type_check_only
 class ParamStoreServiceAsyncStub(ParamStoreServiceStub):
@@ -71,10 +74,13 @@ class ParamStoreServiceAsyncStub(ParamStoreServiceStub):
     """Says what a reallocation would move, and moves nothing."""
     Reallocate: _aio.UnaryUnaryMultiCallable[_param_store_pb2.ReallocateRequest, _param_store_pb2.ReallocateResponse]  # type: ignore[assignment]
     """Brings a layout to a version of the weights: prepare, transfer, verify, then commit or
-    abort. Idempotent by request id. On failure the destination keeps what it had.
+    abort. Idempotent by request id, also over a restart of param-store. On failure every
+    shard keeps what it had, and the same request may be sent again. A target that has the
+    version already costs nothing. Reallocations of disjoint devices run at the same time,
+    others wait in a queue: RESOURCE_EXHAUSTED where it is full.
     """
     ReleaseJob: _aio.UnaryUnaryMultiCallable[_param_store_pb2.ReleaseJobRequest, _param_store_pb2.ReleaseJobResponse]  # type: ignore[assignment]
-    """Forgets the models of a job. Idempotent."""
+    """Ends the reallocations of a job and forgets its models. Idempotent."""
 
 class ParamStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Weights move device to device; only programs, digests and versions pass through here."""
@@ -128,7 +134,10 @@ class ParamStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_param_store_pb2.ReallocateResponse, _abc.Awaitable[_param_store_pb2.ReallocateResponse]]:
         """Brings a layout to a version of the weights: prepare, transfer, verify, then commit or
-        abort. Idempotent by request id. On failure the destination keeps what it had.
+        abort. Idempotent by request id, also over a restart of param-store. On failure every
+        shard keeps what it had, and the same request may be sent again. A target that has the
+        version already costs nothing. Reallocations of disjoint devices run at the same time,
+        others wait in a queue: RESOURCE_EXHAUSTED where it is full.
         """
 
     @_abc_1.abstractmethod
@@ -137,6 +146,6 @@ class ParamStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _param_store_pb2.ReleaseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_param_store_pb2.ReleaseJobResponse, _abc.Awaitable[_param_store_pb2.ReleaseJobResponse]]:
-        """Forgets the models of a job. Idempotent."""
+        """Ends the reallocations of a job and forgets its models. Idempotent."""
 
 def add_ParamStoreServiceServicer_to_server(servicer: ParamStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

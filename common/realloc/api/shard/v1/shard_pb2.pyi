@@ -378,6 +378,7 @@ class PrepareTransferRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     PROGRAMS_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job of the model."""
     model_id: _builtins.str
@@ -390,6 +391,10 @@ class PrepareTransferRequest(_message.Message):
     def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferProgram]:
         """One program per rank of this process, in local rank order."""
 
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectedParameters]:
+        """Per program the parameters that the layouts expect here."""
+
     def __init__(
         self,
         *,
@@ -397,14 +402,131 @@ class PrepareTransferRequest(_message.Message):
         job_id: _builtins.str = ...,
         model_id: _builtins.str = ...,
         programs: _abc.Iterable[Global___TransferProgram] | None = ...,
+        expected: _abc.Iterable[Global___ExpectedParameters] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "model_id", b"model_id", "programs", b"programs", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "job_id", b"job_id", "model_id", b"model_id", "programs", b"programs", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrepareTransferRequest: _TypeAlias = PrepareTransferRequest  # noqa: Y015
+
+@_typing.final
+class ExpectedParameters(_message.Message):
+    """The parameters that a rank must hold; mirrors realloc.core.transfer.ExpectedParameters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    rank: _builtins.str
+    """Rank and layout, for errors, such as "rank 1 of vllm:d2t1p1@0,1"."""
+    @_builtins.property
+    def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParameterSpec]:
+        """What the program reads."""
+
+    @_builtins.property
+    def destination(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParameterSpec]:
+        """What the program writes."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.str = ...,
+        source: _abc.Iterable[Global___ParameterSpec] | None = ...,
+        destination: _abc.Iterable[Global___ParameterSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "rank", b"rank", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpectedParameters: _TypeAlias = ExpectedParameters  # noqa: Y015
+
+@_typing.final
+class ParameterSpec(_message.Message):
+    """A parameter as its engine stores it; mirrors realloc.core.transfer.ParameterSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Local name."""
+    dtype: _builtins.str
+    """Element type, such as float32; empty where any floating point type will do."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Local shape."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        dtype: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParameterSpec: _TypeAlias = ParameterSpec  # noqa: Y015
+
+@_typing.final
+class DigestTransferRequest(_message.Message):
+    """Which session to digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The reallocation."""
+    sequence: _builtins.int
+    """Place in the shard's order of calls; 0 runs as soon as the shard is idle."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestTransferRequest: _TypeAlias = DigestTransferRequest  # noqa: Y015
+
+@_typing.final
+class DigestTransferResponse(_message.Message):
+    """What would be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedCompositeFieldContainer[Global___Digest]:
+        """Digests per destination endpoint and canonical tensor."""
+
+    def __init__(
+        self,
+        *,
+        digests: _abc.Iterable[Global___Digest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestTransferResponse: _TypeAlias = DigestTransferResponse  # noqa: Y015
 
 @_typing.final
 class PrepareTransferResponse(_message.Message):
@@ -571,16 +693,22 @@ class AbortTransferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The reallocation."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the shard's order of calls that the session was given and may not have used."""
+
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
+        sequences: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

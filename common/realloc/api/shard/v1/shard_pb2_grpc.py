@@ -165,6 +165,11 @@ class TransferServiceStub:
                 request_serializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferResponse.FromString,
                 _registered_method=True)
+        self.DigestTransfer = channel.unary_unary(
+                '/realloc.api.shard.v1.TransferService/DigestTransfer',
+                request_serializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferResponse.FromString,
+                _registered_method=True)
         self.ExecuteTransfer = channel.unary_unary(
                 '/realloc.api.shard.v1.TransferService/ExecuteTransfer',
                 request_serializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.ExecuteTransferRequest.SerializeToString,
@@ -195,7 +200,16 @@ class TransferServiceServicer:
 
     def PrepareTransfer(self, request, context):
         """Hands the shard its programs and lets it check them against its parameters. Nothing
-        moves. Idempotent by session id.
+        moves. Idempotent by session id; again with other programs, the last ones hold. Drops what
+        earlier sessions of the model staged and never committed. INVALID_ARGUMENT names every
+        tensor and rank that does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DigestTransfer(self, request, context):
+        """Digests what the programs would send, in the shard's order of calls. Nothing moves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,7 +231,7 @@ class TransferServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AbortTransfer(self, request, context):
-        """Drops the staged weights; the live ones were never touched. Idempotent.
+        """Drops the staged weights, if any; the live ones were never touched. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -235,6 +249,11 @@ def add_TransferServiceServicer_to_server(servicer, server):
                     servicer.PrepareTransfer,
                     request_deserializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferRequest.FromString,
                     response_serializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferResponse.SerializeToString,
+            ),
+            'DigestTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DigestTransfer,
+                    request_deserializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferResponse.SerializeToString,
             ),
             'ExecuteTransfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ExecuteTransfer,
@@ -307,6 +326,33 @@ class TransferService:
             '/realloc.api.shard.v1.TransferService/PrepareTransfer',
             realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferRequest.SerializeToString,
             realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.PrepareTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DigestTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.shard.v1.TransferService/DigestTransfer',
+            realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferRequest.SerializeToString,
+            realloc_dot_api_dot_shard_dot_v1_dot_shard__pb2.DigestTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,8 +82,12 @@ class TransferServiceStub:
     """Says where this shard serves the rendezvous of transfer worlds."""
     PrepareTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.PrepareTransferRequest, _shard_pb2.PrepareTransferResponse]
     """Hands the shard its programs and lets it check them against its parameters. Nothing
-    moves. Idempotent by session id.
+    moves. Idempotent by session id; again with other programs, the last ones hold. Drops what
+    earlier sessions of the model staged and never committed. INVALID_ARGUMENT names every
+    tensor and rank that does not fit.
     """
+    DigestTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.DigestTransferRequest, _shard_pb2.DigestTransferResponse]
+    """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
     ExecuteTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ExecuteTransferRequest, _shard_pb2.ExecuteTransferResponse]
     """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
     executes once.
@@ -91,7 +95,7 @@ class TransferServiceStub:
     CommitTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CommitTransferRequest, _shard_pb2.CommitTransferResponse]
     """Makes the staged weights live. Idempotent by session id."""
     AbortTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.AbortTransferRequest, _shard_pb2.AbortTransferResponse]
-    """Drops the staged weights; the live ones were never touched. Idempotent."""
+    """Drops the staged weights, if any; the live ones were never touched. Idempotent."""
 
 @_typing.type_check_only
 class TransferServiceAsyncStub(TransferServiceStub):
@@ -102,8 +106,12 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """Says where this shard serves the rendezvous of transfer worlds."""
     PrepareTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.PrepareTransferRequest, _shard_pb2.PrepareTransferResponse]  # type: ignore[assignment]
     """Hands the shard its programs and lets it check them against its parameters. Nothing
-    moves. Idempotent by session id.
+    moves. Idempotent by session id; again with other programs, the last ones hold. Drops what
+    earlier sessions of the model staged and never committed. INVALID_ARGUMENT names every
+    tensor and rank that does not fit.
     """
+    DigestTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.DigestTransferRequest, _shard_pb2.DigestTransferResponse]  # type: ignore[assignment]
+    """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
     ExecuteTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.ExecuteTransferRequest, _shard_pb2.ExecuteTransferResponse]  # type: ignore[assignment]
     """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
     executes once.
@@ -111,7 +119,7 @@ class TransferServiceAsyncStub(TransferServiceStub):
     CommitTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.CommitTransferRequest, _shard_pb2.CommitTransferResponse]  # type: ignore[assignment]
     """Makes the staged weights live. Idempotent by session id."""
     AbortTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.AbortTransferRequest, _shard_pb2.AbortTransferResponse]  # type: ignore[assignment]
-    """Drops the staged weights; the live ones were never touched. Idempotent."""
+    """Drops the staged weights, if any; the live ones were never touched. Idempotent."""
 
 class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
     """This shard's part in a transfer of weights: prepare, execute, then commit or abort."""
@@ -131,8 +139,18 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.PrepareTransferResponse, _abc.Awaitable[_shard_pb2.PrepareTransferResponse]]:
         """Hands the shard its programs and lets it check them against its parameters. Nothing
-        moves. Idempotent by session id.
+        moves. Idempotent by session id; again with other programs, the last ones hold. Drops what
+        earlier sessions of the model staged and never committed. INVALID_ARGUMENT names every
+        tensor and rank that does not fit.
         """
+
+    @_abc_1.abstractmethod
+    def DigestTransfer(
+        self,
+        request: _shard_pb2.DigestTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.DigestTransferResponse, _abc.Awaitable[_shard_pb2.DigestTransferResponse]]:
+        """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
 
     @_abc_1.abstractmethod
     def ExecuteTransfer(
@@ -158,6 +176,6 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.AbortTransferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.AbortTransferResponse, _abc.Awaitable[_shard_pb2.AbortTransferResponse]]:
-        """Drops the staged weights; the live ones were never touched. Idempotent."""
+        """Drops the staged weights, if any; the live ones were never touched. Idempotent."""
 
 def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -333,7 +333,7 @@ class RunInferenceResponse(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
-    """Seconds in the engine."""
+    """Seconds in the engine, without the wait for calls before it."""
     num_tokens: _builtins.int
     """Tokens of the rows."""
     @_builtins.property
@@ -440,7 +440,7 @@ class RunTrainingResponse(_message.Message):
     weight_version: _builtins.int
     """Optimizer steps of the model so far."""
     seconds: _builtins.float
-    """Seconds in the engine."""
+    """Seconds in the engine, without the wait for calls before it."""
     num_tokens: _builtins.int
     """Tokens of this rank's rows."""
     @_builtins.property
@@ -505,7 +505,7 @@ class SaveCheckpointResponse(_message.Message):
 
     SECONDS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
-    """Seconds in the engine."""
+    """Seconds in the engine, without the wait for calls before it."""
     def __init__(
         self,
         *,

@@ -1,0 +1,185 @@
+"""The processes of a reallocation, and one call to each of them at a time.
+
+Errors of a process come back with its name and ranks in front.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from realloc.api.shard.v1 import shard_pb2_grpc
+from realloc.coordination.members import Members
+from realloc.coordination.membership import Member
+from realloc.core.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Problem,
+    ReallocError,
+    raise_problems,
+)
+from services.param_store.model import Model, PlacedLayout
+from services.param_store.plans import PlannedTransfer
+
+Connect = Callable[[str], Any]
+"""A channel to an address."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """A process of a transfer and the ranks that it holds."""
+
+    member: Member
+    transfer: Any
+    """Stub of its TransferService."""
+    endpoints: tuple[int, ...] = ()
+    """Indices in the plan, in local rank order."""
+    is_source: bool = False
+    is_destination: bool = False
+    ranks: str = ""
+    """What it holds, for errors."""
+
+    async def call(self, method: str, request: Any, *, timeout_seconds: float) -> Any:
+        """One call of its TransferService; an error names the process."""
+        try:
+            return await getattr(self.transfer, method)(request, timeout=timeout_seconds)
+        except InvalidInput as error:
+            raise InvalidInput(
+                *(
+                    Problem(f"{self.member.name}: {problem.path}", problem.reason)
+                    for problem in error.problems
+                )
+            ) from error
+        except ReallocError as error:
+            raise type(error)(f"{self.member.name} ({self.ranks}): {error}") from error
+
+
+class Processes:
+    """Finds processes among the members, and their stubs."""
+
+    def __init__(self, members: Members, connect: Connect) -> None:
+        self._members = members
+        self._connect = connect
+
+    def find(self, name: str) -> Member | None:
+        """The process of a name, if it is there."""
+        return next((each for each in self._members.current() if each.name == name), None)
+
+    def is_present(self, member: Member) -> bool:
+        """True while the same incarnation is there."""
+        return self._members.is_present(member)
+
+    def incarnations(self, placed: PlacedLayout) -> tuple[str, ...]:
+        """Incarnation of the process of each rank; empty text where there is none."""
+        found = (self.find(shard) for shard in placed.shards)
+        return tuple(member.incarnation if member else "" for member in found)
+
+    def nodes(self, model: Model, target: PlacedLayout) -> dict[int, int]:
+        """Node of every device of both layouts, from what its processes registered.
+
+        Raises:
+            NotFound: a process is not there; its ranks are named.
+            InvalidInput: a process lives on another device than its first rank.
+            Conflict: a process owns no device.
+        """
+        nodes = {
+            member.device: member.node or 0
+            for member in self._members.current()
+            if member.device is not None
+        }
+        for placed in (model.source, target):
+            self._check(placed)
+            for device in placed.layout.devices:
+                nodes.setdefault(device, 0)
+        return nodes
+
+    def participants(
+        self, model: Model, target: PlacedLayout, planned: PlannedTransfer
+    ) -> tuple[Participant, ...]:
+        """The processes of a plan: endpoints of one process are named ``process`` or
+        ``process/rank``."""
+        by_process: dict[str, list[int]] = {}
+        for index, endpoint in enumerate(planned.plan.endpoints):
+            by_process.setdefault(endpoint.name.split("/")[0], []).append(index)
+        return tuple(
+            Participant(
+                member=(member := self._require(process, model.source)),
+                transfer=self.stub(member),
+                endpoints=tuple(indices),
+                is_source=process in model.source.shards,
+                is_destination=process in target.shards,
+                ranks=", ".join(planned.expected[index].rank for index in indices),
+            )
+            for process, indices in by_process.items()
+        )
+
+    def stub(self, member: Member) -> Any:
+        """TransferService of a process."""
+        return shard_pb2_grpc.TransferServiceStub(self._connect(member.address))
+
+    def _check(self, placed: PlacedLayout) -> None:
+        problems = []
+        for shard in dict.fromkeys(placed.shards):
+            member, first = self._require(shard, placed), placed.ranks_of(shard)[0]
+            if member.device is None:
+                raise Conflict(f"{shard} owns no device and cannot hold weights")
+            if member.device != placed.layout.devices[first]:
+                problems.append(
+                    Problem(
+                        f"shards[{first}]",
+                        f"rank {first} of {placed.layout} lives on device "
+                        f"{placed.layout.devices[first]} and {shard} owns device {member.device}",
+                    )
+                )
+        raise_problems(problems)
+
+    def _require(self, name: str, placed: PlacedLayout) -> Member:
+        member = self.find(name)
+        if member is None:
+            ranks = ", ".join(map(str, placed.ranks_of(name)))
+            raise NotFound(
+                f"no process named {name} is registered"
+                + (f"; it should hold rank {ranks} of {placed.layout}" if ranks else "")
+            )
+        return member
+
+
+async def each(
+    participants: Sequence[Participant], call: Callable[[Participant], Awaitable[Result]]
+) -> list[Result]:
+    """One call per participant, all at once; the first error cancels the rest and is raised.
+
+    Wrong inputs are waited for: all of them are reported together.
+    """
+    tasks = [asyncio.ensure_future(_awaited(call(one))) for one in participants]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if any(_invalid(task) for task in tasks if task.done()):
+            await asyncio.wait(tasks)
+        raise_problems(
+            problem for error in map(_invalid, tasks) if error for problem in error.problems
+        )
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def settled(calls: Iterable[Awaitable[Result]]) -> Mapping[int, BaseException]:
+    """Wait for all calls, whatever they do; the errors by position."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    return {
+        index: result for index, result in enumerate(results) if isinstance(result, BaseException)
+    }
+
+
+def _invalid(task: "asyncio.Future[Any]") -> InvalidInput | None:
+    error = task.exception() if task.done() and not task.cancelled() else None
+    return error if isinstance(error, InvalidInput) else None
+
+
+async def _awaited(work: Awaitable[Result]) -> Result:
+    return await work

@@ -1,0 +1,194 @@
+"""The calls that carry one reallocation through its phases on the shards."""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+
+from realloc.api.shard.v1 import shard_pb2 as pb
+from realloc.core.errors import NotFound, ReallocError, Unavailable
+from realloc.core.transfer import TransferPlan, TransferSession
+from realloc.wire.convert import to_proto
+from services.param_store.digests import Digests, sum_digests
+from services.param_store.orders import ReallocationOrder
+from services.param_store.participants import Participant, Processes, each, settled
+from services.param_store.plans import PlannedTransfer
+from services.param_store.records import ReallocationRecord
+
+ABORT_SECONDS = 5.0
+"""Deadline of an abort; a shard that does not answer drops the session with the next one."""
+_PAUSE_SECONDS = 0.1
+
+
+class Session:
+    """One reallocation on its shards. Each method is one phase, at most once."""
+
+    def __init__(
+        self, order: ReallocationOrder, participants: Sequence[Participant], group_seed: str
+    ) -> None:
+        """
+        Args:
+            group_seed: sessions with the same seed and processes share their connections.
+        """
+        self.session_id = uuid.uuid4().hex
+        self.participants = tuple(participants)
+        self._order = order
+        self._timeout = order.timeout_seconds
+        members = "\n".join(f"{one.member.name} {one.member.incarnation}" for one in participants)
+        meeting = f"{order.job_id}\n{group_seed}\n{members}"
+        self._group_id = hashlib.sha256(meeting.encode()).hexdigest()[:16]
+        self._host, self._port = "", 0
+
+    async def meet(self) -> None:
+        """Learn where the transfer world meets: at the first process, a source."""
+        meeting = await self.participants[0].call(
+            "GetRendezvous", pb.GetRendezvousRequest(), timeout_seconds=self._timeout
+        )
+        self._host, self._port = meeting.host, meeting.port
+
+    async def prepare(self, planned: PlannedTransfer) -> None:
+        """Hand out the programs; each shard checks them."""
+        plan = planned.plan
+        message = to_proto(self._transfer_session(plan), pb.TransferSession)
+
+        async def one(participant: Participant) -> None:
+            request = pb.PrepareTransferRequest(
+                session=message,
+                job_id=self._order.job_id,
+                model_id=self._order.model_id,
+                programs=[
+                    to_proto(plan.programs[index], pb.TransferProgram)
+                    for index in participant.endpoints
+                ],
+                expected=[
+                    to_proto(planned.expected[index], pb.ExpectedParameters)
+                    for index in participant.endpoints
+                ],
+            )
+            await participant.call("PrepareTransfer", request, timeout_seconds=self._timeout)
+
+        await each(self.participants, one)
+
+    async def digest(self) -> Digests:
+        """Digests of what the sources would send."""
+
+        async def one(participant: Participant) -> Sequence[pb.Digest]:
+            request = pb.DigestTransferRequest(
+                session_id=self.session_id,
+                sequence=self._order.sequences.get(participant.member.name, 0),
+            )
+            response = await participant.call(
+                "DigestTransfer", request, timeout_seconds=self._timeout
+            )
+            return list(response.digests)
+
+        sources = [participant for participant in self.participants if participant.is_source]
+        return sum_digests(item for found in await each(sources, one) for item in found)
+
+    async def execute(self) -> list[pb.ExecuteTransferResponse]:
+        """Move the bytes into shadow parameters."""
+
+        async def one(participant: Participant) -> pb.ExecuteTransferResponse:
+            request = pb.ExecuteTransferRequest(
+                session_id=self.session_id,
+                sequence=self._order.execute_sequence(participant.member.name),
+            )
+            response: pb.ExecuteTransferResponse = await participant.call(
+                "ExecuteTransfer", request, timeout_seconds=self._timeout
+            )
+            return response
+
+        return await each(self.participants, one)
+
+    def _transfer_session(self, plan: TransferPlan) -> TransferSession:
+        return TransferSession(
+            session_id=self.session_id,
+            group_id=self._group_id,
+            store_host=self._host,
+            store_port=self._port,
+            num_endpoints=len(plan.endpoints),
+            canonical_tensors=plan.canonical_tensors,
+            dtype=plan.dtype,
+            timeout_seconds=self._timeout,
+        )
+
+
+async def commit(
+    record: ReallocationRecord, processes: Processes, timeout_seconds: float
+) -> tuple[str, ...]:
+    """Make the staged weights live everywhere; a lost answer is asked for again.
+
+    Every process is asked, also where others fail.
+
+    Returns:
+        Destinations that are lost, and the new weights with them.
+
+    Raises:
+        Unavailable: a process that is there did not answer in time; commit again.
+    """
+    request = pb.CommitTransferRequest(
+        session_id=record.session_id, weight_version=record.target.weight_version
+    )
+    deadline = time.monotonic() + timeout_seconds
+    present = recorded_participants(record, processes)
+    here = {participant.member.name for participant in present}
+    lost = [one.name for one in record.participants if one.is_destination and one.name not in here]
+
+    async def one(participant: Participant) -> None:
+        while processes.is_present(participant.member):
+            with suppress(Unavailable):
+                await participant.call("CommitTransfer", request, timeout_seconds=timeout_seconds)
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{participant.member.name} did not answer the commit of "
+                    f"{record.model_id} version {record.target.weight_version} in time"
+                )
+            await asyncio.sleep(_PAUSE_SECONDS)
+        raise NotFound(f"{participant.member.name} left")
+
+    errors = await settled(one(participant) for participant in present)
+    for index, error in errors.items():
+        if not isinstance(error, NotFound):
+            raise error
+        if present[index].is_destination:
+            lost.append(present[index].member.name)
+    return tuple(lost)
+
+
+async def abort(record: ReallocationRecord, processes: Processes) -> None:
+    """Drop what was staged, and give back places in the order of calls; as far as possible."""
+
+    async def one(participant: Participant, sequences: Sequence[int]) -> None:
+        request = pb.AbortTransferRequest(session_id=record.session_id, sequences=sequences)
+        with suppress(ReallocError):
+            await participant.call("AbortTransfer", request, timeout_seconds=ABORT_SECONDS)
+
+    places = {one.name: one.sequences for one in record.participants}
+    await asyncio.gather(
+        *(
+            one(participant, places[participant.member.name])
+            for participant in recorded_participants(record, processes)
+        )
+    )
+
+
+def recorded_participants(
+    record: ReallocationRecord, processes: Processes
+) -> tuple[Participant, ...]:
+    """Those of a record's processes that have not left or restarted since."""
+    found = []
+    for recorded in record.participants:
+        member = processes.find(recorded.name)
+        if member is not None and member.incarnation == recorded.incarnation:
+            found.append(
+                Participant(
+                    member=member,
+                    transfer=processes.stub(member),
+                    is_destination=recorded.is_destination,
+                    ranks=f"session {record.session_id}",
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,280 @@
+"""A param-store and toy shards over gRPC and gloo, in one process."""
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from realloc.reallocation.families import canonical_names, canonical_tensors
+from services.param_store.model import PlacedLayout
+from services.param_store.orders import TransferMode
+from services.param_store.phases import Phase
+from services.param_store.records import Records
+from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, ToyStore, order, toy_store
+
+TEST_SECONDS = 60.0
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario to its end."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(TEST_SECONDS):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+async def phases(held: ToyStore) -> list[Phase]:
+    """Phases of all records."""
+    return [record.value.phase for record in await Records(held.store).list()]
+
+
+def test_a_reallocation_brings_every_bit_and_writes_the_version() -> None:
+    """Bit by bit the trainer's weights; the registry knows version and incarnations."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            done = await held.reallocator.reallocate(order(1))
+            held.assert_serves(1)
+            assert done.digest_ok
+            assert done.num_digests == 2 * len(canonical_names(ARCHITECTURE))
+            model = await held.registry.get("job", "actor")
+            placed = model.placed(TARGET)
+            assert placed is not None
+            assert (placed.weight_version, placed.incarnations) == (1, ("1", "1"))
+            assert await phases(held) == [Phase.COMMITTED]
+
+    run(scenario())
+
+
+def test_bfloat16_is_cast_on_the_way() -> None:
+    """Half the bytes; the replica holds the trainer's float32 weights rounded."""
+
+    async def scenario() -> None:
+        async with toy_store(dtype=torch.bfloat16) as held:
+            held.train(1)
+            done = await held.reallocator.reallocate(order(1, dtype="bfloat16"))
+            held.assert_serves(1, dtype=torch.bfloat16)
+            elements = sum(math.prod(tensor.shape) for tensor in canonical_tensors(ARCHITECTURE))
+            assert done.bytes == 2 * elements * len(TARGET.shards)
+
+    run(scenario())
+
+
+def test_the_wrong_element_type_names_tensor_and_rank() -> None:
+    """float32 is asked for and the engine runs bfloat16: nothing moves."""
+
+    async def scenario() -> None:
+        async with toy_store(dtype=torch.bfloat16) as held:
+            held.train(1)
+            with pytest.raises(InvalidInput) as caught:
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None, dtype=torch.bfloat16)
+            text = str(caught.value)
+            assert "generation-0" in text
+            assert "generation-1" in text
+            assert "rank 1 of vllm:d2t1p1@0,1: " in text
+            assert "model.embed_tokens.weight is bfloat16 here and float32 is asked for" in text
+            assert await phases(held) == [Phase.ABORTED]
+
+    run(scenario())
+
+
+def test_another_shape_and_a_missing_tensor_are_named_with_their_rank() -> None:
+    """All problems of all shards at once; nothing changes, and the next request works."""
+
+    def transpose(parameters: dict[str, torch.Tensor]) -> None:
+        name = "decoder.layers.0.mlp.linear_fc1.weight"
+        parameters[name] = parameters[name].t().contiguous()
+
+    def drop(parameters: dict[str, torch.Tensor]) -> None:
+        del parameters["model.norm.weight"]
+
+    async def scenario() -> None:
+        changes = {"trainer-1": transpose, "generation-0": drop}
+        async with toy_store(change=changes) as held:
+            with pytest.raises(InvalidInput) as caught:
+                await held.reallocator.reallocate(order(1))
+            found = {(each.path, each.reason) for each in caught.value.problems}
+            assert found == {
+                (
+                    "trainer-1: programs[0]",
+                    "rank 1 of megatron:d1t2p1@0,1: decoder.layers.0.mlp.linear_fc1.weight has "
+                    "shape 64×128 here and 128×64 in the layout",
+                ),
+                (
+                    "generation-0: programs[0]",
+                    "rank 0 of vllm:d2t1p1@0,1: model.norm.weight is not here; is this another "
+                    "model, or another layout of it?",
+                ),
+            }
+
+    run(scenario())
+
+
+def test_a_layout_that_the_model_cannot_have_is_refused() -> None:
+    """Missing ranks, unknown processes, wrong devices, and degrees that do not divide."""
+
+    async def scenario() -> None:
+        with pytest.raises(InvalidInput, match="nobody holds rank 1"):
+            PlacedLayout(layout=TARGET.layout, shards=("generation-0",))
+        async with toy_store() as held:
+            stranger = replace(TARGET, shards=("generation-0", "generation-7"))
+            with pytest.raises(NotFound, match=r"generation-7.*rank 1 of vllm:d2t1p1@0,1"):
+                await held.reallocator.reallocate(order(1, target=stranger))
+            swapped = replace(TARGET, shards=("generation-1", "generation-0"))
+            with pytest.raises(InvalidInput, match=r"rank 0 .* lives on device 0"):
+                await held.reallocator.reallocate(order(1, target=swapped))
+            with pytest.raises(InvalidInput, match="trainer-0"):
+                await held.reallocator.reallocate(
+                    order(1, target=replace(TARGET, shards=SOURCE.shards))
+                )
+            with pytest.raises(NotFound, match="no model"):
+                await held.reallocator.reallocate(order(1, model_id="critic"))
+            assert await phases(held) == []
+
+    run(scenario())
+
+
+def test_a_shard_that_does_not_answer_is_named_and_nothing_changes() -> None:
+    """Unavailable within the deadline, with the process and its rank."""
+
+    async def scenario() -> None:
+        class Silent:
+            def __init__(self, party: Any) -> None:
+                self._party = party
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._party, name)
+
+            async def check(self, prepared: Any) -> None:
+                await asyncio.Event().wait()
+
+        async with toy_store(wrap={"generation-1": Silent}) as held:
+            held.train(1)
+            with pytest.raises(Unavailable, match=r"generation-1 \(rank 1 of vllm:d2t1p1@0,1\)"):
+                await held.reallocator.reallocate(order(1, timeout_seconds=0.5))
+            held.assert_serves(None)
+
+    run(scenario())
+
+
+def test_the_same_version_again_moves_nothing() -> None:
+    """An equal layout at the same version costs no call, until one of its processes restarts."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            await held.reallocator.reallocate(order(1))
+            held.train(2)  # what would arrive, if anything moved
+            done = await held.reallocator.reallocate(order(1, request_id="again"))
+            assert (done.bytes, done.seconds, done.weight_version) == (0, 0.0, 1)
+            held.assert_serves(1)
+            source = order(5, target=replace(SOURCE, weight_version=-1), request_id="source")
+            assert (await held.reallocator.reallocate(source)).bytes == 0
+            assert (await held.registry.get("job", "actor")).source.weight_version == 5
+
+    run(scenario())
+
+
+def test_places_in_the_order_of_calls_are_given_back() -> None:
+    """After a no-op and after a refusal the trainers' next calls run at once."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            places = {"trainer-0": 1, "trainer-1": 1}
+            held.train(1)
+            await held.reallocator.reallocate(order(1, sequences=places))
+            again = dict.fromkeys(places, 2)
+            await held.reallocator.reallocate(order(1, request_id="again", sequences=again))
+            refused = dict.fromkeys(places, 3)
+            with pytest.raises(Conflict, match="cannot go back"):
+                await held.reallocator.reallocate(order(0, sequences=refused))
+            for name in SOURCE.shards:
+                calls = held.shards[name].calls
+                assert calls is not None
+                assert await calls.run(lambda: "ran", sequence=4, timeout=5) == "ran"
+
+    run(scenario())
+
+
+def test_only_changed_tensors_move() -> None:
+    """With frozen tensors the second reallocation moves the others; the weights are whole."""
+    names = canonical_names(ARCHITECTURE)
+    frozen = [name for name in names if ".layers.0." in name or "embed" in name]
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            changed = {"mode": TransferMode.CHANGED}
+            held.train(1, frozen)
+            first = await held.reallocator.reallocate(order(1, **changed))
+            held.train(2, frozen)
+            second = await held.reallocator.reallocate(order(2, **changed))
+            held.assert_serves(2, frozen)
+            assert first.num_tensors == len(names)
+            assert second.num_tensors == len(names) - len(frozen)
+            assert 0 < second.bytes < first.bytes
+            third = await held.reallocator.reallocate(order(3, **changed))
+            assert (third.num_tensors, third.bytes) == (0, 0)
+            held.assert_serves(2, frozen)
+
+    run(scenario())
+
+
+def test_a_request_is_carried_out_once_also_over_a_restart() -> None:
+    """The same id gives the recorded outcome; for another version it is a conflict."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            both = await asyncio.gather(
+                held.reallocator.reallocate(order(1)), held.reallocator.reallocate(order(1))
+            )
+            assert both[0] == both[1]
+            held.train(9)
+            later = await held.restarted()
+            assert await later.reallocate(order(1)) == both[0]
+            held.assert_serves(1)
+            with pytest.raises(Conflict, match="another reallocation"):
+                await later.reallocate(order(2, request_id="job/actor/1"))
+
+    run(scenario())
+
+
+def test_release_ends_a_reallocation_and_forgets_everything() -> None:
+    """A running one is aborted; no model and no record is left; the shards hold nothing."""
+
+    async def scenario() -> None:
+        reached = asyncio.Event()
+
+        class Held:
+            def __init__(self, party: Any) -> None:
+                self._party = party
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._party, name)
+
+            async def execute(self, prepared: Any, sequence: int) -> Any:
+                reached.set()
+                await asyncio.Event().wait()
+
+        async with toy_store(wrap={"generation-1": Held}) as held:
+            held.train(1)
+            moving = asyncio.create_task(held.reallocator.reallocate(order(1, timeout_seconds=2.0)))
+            await reached.wait()
+            await held.reallocator.release("job")
+            with pytest.raises(asyncio.CancelledError):
+                await moving
+            held.assert_serves(None)
+            assert await phases(held) == []
+            assert await held.registry.list("job") == ()
+            assert not await held.store.list("/realloc/reallocations/")
+
+    run(scenario())

@@ -1,0 +1,164 @@
+"""A param-store in the test's process, with toy shards around it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from realloc.coordination.members import Members
+from realloc.coordination.membership import Member
+from realloc.coordination.memory_store import MemoryStore
+from realloc.core.layout import Layout, LayoutKind
+from realloc.core.model import Head, ModelArchitecture
+from realloc.core.strategy import ParallelStrategy
+from realloc.rpc.channels import Channels
+from services.param_store.device_queue import DeviceQueue
+from services.param_store.model import Model, PlacedLayout
+from services.param_store.orders import ReallocationOrder
+from services.param_store.participants import Processes
+from services.param_store.plans import Plans, architecture_of
+from services.param_store.reallocator import Reallocator
+from services.param_store.registry import Registry
+from tests.support.toy_shards import (
+    Parameters,
+    ToyShard,
+    toy_canonical,
+    toy_parameters,
+    toy_replica,
+    toy_trainer,
+)
+from tests.tiny_models import tiny_config_text
+
+SOURCE = PlacedLayout(
+    layout=Layout(
+        kind=LayoutKind.MEGATRON, strategy=ParallelStrategy.parse("d1t2p1"), devices=(0, 1)
+    ),
+    shards=("trainer-0", "trainer-1"),
+    weight_version=0,
+)
+TARGET = PlacedLayout(
+    layout=Layout(kind=LayoutKind.VLLM, strategy=ParallelStrategy.parse("d2t1p1"), devices=(0, 1)),
+    shards=("generation-0", "generation-1"),
+)
+MODEL = Model(
+    job_id="job",
+    model_id="actor",
+    hf_config=tiny_config_text("llama", max_position_embeddings=64),
+    head=Head.LM,
+    layouts=(SOURCE,),
+)
+ARCHITECTURE: ModelArchitecture = architecture_of(MODEL)
+
+
+def order(version: int, **changes: Any) -> ReallocationOrder:
+    """Bring TARGET to a version."""
+    plain = ReallocationOrder(
+        request_id=f"job/actor/{version}",
+        job_id="job",
+        model_id="actor",
+        target=TARGET,
+        weight_version=version,
+        sequences={},
+        timeout_seconds=20.0,
+    )
+    return replace(plain, **changes)
+
+
+def member(name: str, address: str, incarnation: str = "1") -> Member:
+    """A registered shard: ``trainer-0`` owns device 0 of node 0."""
+    kind, _, device = name.partition("-")
+    return Member(
+        kind=kind,
+        name=name,
+        address=address,
+        incarnation=incarnation,
+        host="localhost",
+        device=int(device),
+        node=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyStore:
+    """What the tests hold."""
+
+    store: MemoryStore
+    registry: Registry
+    processes: Processes
+    reallocator: Reallocator
+    shards: dict[str, ToyShard]
+
+    def train(self, version: int, frozen: Sequence[str] = ()) -> None:
+        """Let the trainers hold a version."""
+        canonical = toy_canonical(ARCHITECTURE, version, frozen)
+        for rank, name in enumerate(SOURCE.shards):
+            new = toy_parameters(ARCHITECTURE, SOURCE.layout, rank, canonical)
+            for key, value in new.items():
+                self.shards[name].parameters[key].copy_(value)
+
+    def assert_serves(
+        self, version: int | None, frozen: Sequence[str] = (), dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Every replica holds a version bit by bit; None: the zeros that it began with."""
+        canonical = None if version is None else toy_canonical(ARCHITECTURE, version, frozen)
+        for rank, name in enumerate(TARGET.shards):
+            wanted = toy_parameters(ARCHITECTURE, TARGET.layout, rank, canonical, dtype)
+            held = self.shards[name].parameters
+            assert all(torch.equal(held[key], wanted[key]) for key in wanted), name
+
+    async def restarted(self) -> Reallocator:
+        """Another param-store over the same store, as after a crash of the first."""
+        return _reallocator(self.store, self.processes)
+
+
+def _reallocator(store: MemoryStore, processes: Processes) -> Reallocator:
+    return Reallocator(store=store, processes=processes, plans=Plans(8), queue=DeviceQueue(8))
+
+
+@asynccontextmanager
+async def toy_store(
+    dtype: torch.dtype = torch.float32,
+    wrap: dict[str, Any] | None = None,
+    change: dict[str, Any] | None = None,
+) -> AsyncIterator[ToyStore]:
+    """Two trainers, two replicas, a registered model, a reallocator.
+
+    Args:
+        dtype: of the replicas' parameters.
+        wrap: per shard something that wraps its party.
+        change: per shard a function that changes its parameters before it starts.
+    """
+    wrap, change = wrap or {}, change or {}
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(MemoryStore())
+        shards = {}
+        for placed, serve, kind in (
+            (SOURCE, toy_trainer, torch.float32),
+            (TARGET, toy_replica, dtype),
+        ):
+            for rank, name in enumerate(placed.shards):
+                parameters: Parameters = toy_parameters(
+                    ARCHITECTURE, placed.layout, rank, None, kind
+                )
+                change.get(name, lambda _: None)(parameters)
+                shard = await stack.enter_async_context(
+                    serve(name, parameters, wrap.get(name, lambda party: party))
+                )
+                shards[name] = shard
+                await store.put(member(name, "").key, member(name, shard.address).to_json())
+        members = await stack.enter_async_context(Members(store))
+        channels = await stack.enter_async_context(Channels())
+        processes = Processes(members, channels.get)
+        registry = Registry(store)
+        await registry.register(MODEL)
+        reallocator = _reallocator(store, processes)
+        stack.push_async_callback(reallocator.close)
+        yield ToyStore(
+            store=store,
+            registry=registry,
+            processes=processes,
+            reallocator=reallocator,
+            shards=shards,
+        )
