@@ -26,6 +26,9 @@ from realloc.cost.links import network_bytes_per_second
 
 Floats = NDArray[np.float64]
 
+_SAMPLED_NODES = 16
+"""Of larger clusters so many nodes, evenly spread, stand for all: runs of nodes repeat."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedLayout:
@@ -76,31 +79,43 @@ def reallocation_matrix(
     """
     fixed = hardware.call_overhead_seconds if fixed_seconds is None else fixed_seconds
     per_node = min(hardware.devices_per_node, num_devices)
-    on_devices = _device_parts(layouts, num_devices)
+    shown = _shown_devices(num_devices, per_node)
+    scale = num_devices / len(shown)
+    on_devices = _device_parts(layouts, shown)
     in_nodes = _node_parts(on_devices, per_node)
     device_areas, node_areas = on_devices.areas, in_nodes.areas
     seconds = np.zeros((len(layouts), len(layouts)))
     link, network = hardware.node_link.bytes_per_second, network_bytes_per_second(hardware)
     for source in sources:
-        senders = np.count_nonzero(device_areas[source])
-        sending_nodes = np.count_nonzero(node_areas[source])
+        senders = layouts[source].mesh.num_devices
+        sending_nodes = max(1, senders // per_node)
         received = device_areas - on_devices.overlaps(on_devices, source)
         entered = node_areas - in_nodes.overlaps(in_nodes, source)
-        inside = np.maximum(received.max(axis=1), received.sum(axis=1) / senders)
-        across = np.maximum(entered.max(axis=1), entered.sum(axis=1) / sending_nodes)
+        inside = np.maximum(received.max(axis=1), scale * received.sum(axis=1) / senders)
+        across = np.maximum(entered.max(axis=1), scale * entered.sum(axis=1) / sending_nodes)
         seconds[source] = fixed + total_bytes * np.maximum(inside / link, across / network)
         seconds[source, source] = 0.0
     return seconds
 
 
-def _device_parts(layouts: Sequence[PlacedLayout], num_devices: int) -> _Parts:
-    shape = (len(layouts), num_devices)
+def _shown_devices(num_devices: int, per_node: int) -> NDArray[np.int64]:
+    """The devices of the nodes that are looked at."""
+    nodes = max(1, num_devices // per_node)
+    if nodes <= _SAMPLED_NODES:
+        return np.arange(num_devices)
+    shown = np.unique(np.linspace(0, nodes - 1, _SAMPLED_NODES).round().astype(np.int64))
+    devices: NDArray[np.int64] = (shown[:, None] * per_node + np.arange(per_node)).ravel()
+    return devices
+
+
+def _device_parts(layouts: Sequence[PlacedLayout], devices: NDArray[np.int64]) -> _Parts:
+    shape = (len(layouts), len(devices))
     low_layer, high_layer = np.zeros(shape), np.zeros(shape)
     low_width, high_width = np.zeros(shape), np.zeros(shape)
     for index, layout in enumerate(layouts):
         strategy, mesh = layout.strategy, layout.mesh
-        ranks = np.arange(mesh.num_devices)
-        at = slice(mesh.first_device, mesh.first_device + mesh.num_devices)
+        at = (devices >= mesh.first_device) & (devices < mesh.first_device + mesh.num_devices)
+        ranks = devices[at] - mesh.first_device
         stage = ranks // (strategy.tensor * strategy.data)
         strip = ranks % strategy.tensor
         low_layer[index, at] = stage / strategy.pipeline

@@ -10,6 +10,8 @@ from realloc.core.mesh import Cluster, DeviceMesh
 
 _SMALL_CLUSTER_NODES = 4
 _ALL_RUNS_NODES = 8
+_SHORTEST_RUN = 16
+"""Of a large cluster, no run of nodes is shorter than one part in so many, but at its ends."""
 
 
 class GenerationPlacement(Enum):
@@ -113,6 +115,7 @@ def _worthwhile(cluster: Cluster) -> Iterator[DeviceMesh]:
         )
         unit = max(1, nodes // 8)
         in_units = first % unit == 0 and length % unit == 0
-        aligned = length & (length - 1) == 0 and first % length == 0
+        short = length < nodes // _SHORTEST_RUN
+        aligned = length & (length - 1) == 0 and first % length == 0 and not short
         if nodes <= _ALL_RUNS_NODES or in_units or aligned or length == nodes:
             yield mesh
