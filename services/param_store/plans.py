@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from realloc.core.errors import InvalidInput
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, ExpectedParameters, ParameterSpec, TransferPlan
-from realloc.reallocation.layouts.provider import local_parameters
+from realloc.reallocation.layouts.provider import local_parameters, provider_of
 from realloc.reallocation.planner import plan_transfer
 from services.param_store.model import Model, PlacedLayout
 
@@ -118,36 +118,56 @@ def _make(key: PlanKey, node_of: Mapping[int, int]) -> PlannedTransfer:
         dtype=key.dtype,
         only=key.only,
     )
-    expected = tuple(_expected(key, endpoint, sources, destinations) for endpoint in plan.endpoints)
+    read = _SideSpecs(key.architecture, key.source, "")
+    written = _SideSpecs(key.architecture, key.target, key.dtype)
+    source_ranks = {endpoint: rank for rank, endpoint in enumerate(sources)}
+    target_ranks = {endpoint: rank for rank, endpoint in enumerate(destinations)}
+    expected = tuple(
+        _expected(read, source_ranks.get(endpoint), written, target_ranks.get(endpoint))
+        for endpoint in plan.endpoints
+    )
     moved = len(plan.canonical_tensors) if key.only is None else len(key.only)
     return PlannedTransfer(plan=plan, expected=expected, num_tensors=moved)
 
 
+class _SideSpecs:
+    """The parameters of each rank of a layout; ranks that store the same share one table."""
+
+    def __init__(self, architecture: ModelArchitecture, placed: PlacedLayout, dtype: str) -> None:
+        self._architecture = architecture
+        self._layout = placed.layout
+        self._dtype = dtype
+        self._tables: dict[tuple[int, int], tuple[ParameterSpec, ...]] = {}
+
+    def name(self, rank: int) -> str:
+        """Rank and layout, for errors."""
+        return f"rank {rank} of {self._layout}"
+
+    def of_rank(self, rank: int) -> tuple[ParameterSpec, ...]:
+        """What a rank must hold."""
+        strategy = self._layout.strategy
+        slice_ = provider_of(self._layout.kind).slice_of(strategy, rank)
+        alike = (strategy.coordinate(rank).pipeline, slice_)
+        if alike not in self._tables:
+            table = local_parameters(self._architecture, self._layout, rank)
+            self._tables[alike] = tuple(
+                ParameterSpec(name=one.name, shape=one.shape, dtype=self._dtype)
+                for one in table.parameters
+            )
+        return self._tables[alike]
+
+
 def _expected(
-    key: PlanKey,
-    endpoint: Endpoint,
-    sources: tuple[Endpoint, ...],
-    destinations: tuple[Endpoint, ...],
+    read: _SideSpecs, source_rank: int | None, written: _SideSpecs, target_rank: int | None
 ) -> ExpectedParameters:
     """What the layouts say that an endpoint holds; a source may be of any element type."""
-    read: tuple[ParameterSpec, ...] = ()
-    written: tuple[ParameterSpec, ...] = ()
     names = []
-    if endpoint in sources:
-        rank = sources.index(endpoint)
-        read = _specs(key.architecture, key.source, rank, "")
-        names.append(f"rank {rank} of {key.source.layout}")
-    if endpoint in destinations:
-        rank = destinations.index(endpoint)
-        written = _specs(key.architecture, key.target, rank, key.dtype)
-        names.append(f"rank {rank} of {key.target.layout}")
-    return ExpectedParameters(rank=" and ".join(names), source=read, destination=written)
-
-
-def _specs(
-    architecture: ModelArchitecture, placed: PlacedLayout, rank: int, dtype: str
-) -> tuple[ParameterSpec, ...]:
-    return tuple(
-        ParameterSpec(name=parameter.name, shape=parameter.shape, dtype=dtype)
-        for parameter in local_parameters(architecture, placed.layout, rank).parameters
+    if source_rank is not None:
+        names.append(read.name(source_rank))
+    if target_rank is not None:
+        names.append(written.name(target_rank))
+    return ExpectedParameters(
+        rank=" and ".join(names),
+        source=() if source_rank is None else read.of_rank(source_rank),
+        destination=() if target_rank is None else written.of_rank(target_rank),
     )

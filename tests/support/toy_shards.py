@@ -83,7 +83,9 @@ class ToyGenerationEngine:
     def __init__(self, parameters: Parameters, name: str) -> None:
         self.held = parameters
         self.weight_version = -1
-        self._receiver = WeightReceiver(parameters, transfer_host=HOST, name=name)
+        self._receiver = WeightReceiver(
+            parameters, transfer_host=HOST, name=name, device=_device(name)
+        )
 
     def parameter_specs(self) -> Sequence[Mapping[str, ParameterSpec]]:
         return [self._receiver.specs()]
@@ -123,7 +125,7 @@ async def toy_trainer(
 ) -> AsyncIterator[ToyShard]:
     """Serve a trainer; `around` may wrap its party."""
     engine, calls = ToyTrainerEngine(parameters), OrderedCalls(name)
-    endpoint = TransferEndpoint(HOST, name)
+    endpoint = TransferEndpoint(HOST, name, device=_device(name))
     party = TrainerTransfers(engine, endpoint, calls)  # type: ignore[arg-type]
     try:
         async with _served(around(party)) as address:
@@ -152,6 +154,11 @@ async def toy_replica(
             )
     finally:
         await worker.close()
+
+
+def _device(name: str) -> int:
+    """``trainer-1`` and ``generation-1`` own device 1 together: they share memory."""
+    return int(name.partition("-")[2])
 
 
 @asynccontextmanager

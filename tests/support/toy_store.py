@@ -10,6 +10,7 @@ import torch
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.coordination.memory_store import MemoryStore
+from realloc.coordination.store import Store
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
@@ -130,24 +131,9 @@ async def toy_store(
         wrap: per shard something that wraps its party.
         change: per shard a function that changes its parameters before it starts.
     """
-    wrap, change = wrap or {}, change or {}
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(MemoryStore())
-        shards = {}
-        for placed, serve, kind in (
-            (SOURCE, toy_trainer, torch.float32),
-            (TARGET, toy_replica, dtype),
-        ):
-            for rank, name in enumerate(placed.shards):
-                parameters: Parameters = toy_parameters(
-                    ARCHITECTURE, placed.layout, rank, None, kind
-                )
-                change.get(name, lambda _: None)(parameters)
-                shard = await stack.enter_async_context(
-                    serve(name, parameters, wrap.get(name, lambda party: party))
-                )
-                shards[name] = shard
-                await store.put(member(name, "").key, member(name, shard.address).to_json())
+        shards = await stack.enter_async_context(toy_shards(store, dtype, wrap, change))
         members = await stack.enter_async_context(Members(store))
         channels = await stack.enter_async_context(Channels())
         processes = Processes(members, channels.get)
@@ -162,3 +148,31 @@ async def toy_store(
             reallocator=reallocator,
             shards=shards,
         )
+
+
+@asynccontextmanager
+async def toy_shards(
+    store: Store,
+    dtype: torch.dtype = torch.float32,
+    wrap: dict[str, Any] | None = None,
+    change: dict[str, Any] | None = None,
+) -> AsyncIterator[dict[str, ToyShard]]:
+    """Two trainers and two replicas, registered in a store; see `toy_store`."""
+    wrap, change = wrap or {}, change or {}
+    async with AsyncExitStack() as stack:
+        shards = {}
+        for placed, serve, kind in (
+            (SOURCE, toy_trainer, torch.float32),
+            (TARGET, toy_replica, dtype),
+        ):
+            for rank, name in enumerate(placed.shards):
+                parameters: Parameters = toy_parameters(
+                    ARCHITECTURE, placed.layout, rank, None, kind
+                )
+                change.get(name, lambda _: None)(parameters)
+                shards[name] = await stack.enter_async_context(
+                    serve(name, parameters, wrap.get(name, lambda party: party))
+                )
+                entry = member(name, shards[name].address)
+                await store.put(entry.key, entry.to_json())
+        yield shards

@@ -116,7 +116,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     async def CommitTransfer(
         self, request: pb.CommitTransferRequest, context: Any
     ) -> pb.CommitTransferResponse:
-        # A repeated commit waits for the first one, which goes on also where its caller left.
+        # A repeated commit waits for the first one; where that was cut off, again is harmless.
         async with self._changing:
             if request.session_id not in self._committed:
                 prepared = self._find(request.session_id)
