@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from realloc.search.bounds import Bounds, Relaxation, choice_bound, weighted_bound
+from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.compilation import compiled, inlined
 from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.option_tree import LEVELS, OptionTree
+from realloc.search.relaxation import Bounds, Relaxation
 from realloc.search.space import Space, Tables
 
 Ints = NDArray[np.int64]

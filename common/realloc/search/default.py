@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
-from realloc.search.bounds import Bounds, build_bounds, choice_bound
+from realloc.search.bounds import choice_bound
 from realloc.search.branch_and_bound import BoundPass
 from realloc.search.candidates import Candidates, distinct_options
 from realloc.search.evaluator import MARGIN
@@ -21,6 +21,7 @@ from realloc.search.local_search import descend_pair, wander
 from realloc.search.option_tree import LEVELS, OptionTree
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import new_random_state
+from realloc.search.relaxation import Bounds, build_bounds
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 

@@ -8,12 +8,13 @@ import pytest
 
 from realloc.core.errors import InvalidInput
 from realloc.cost.simulator import SimulationRules
-from realloc.search.bounds import build_bounds, choice_bound
+from realloc.search.bounds import choice_bound
 from realloc.search.candidates import distinct_options
 from realloc.search.default import DefaultSearcher
 from realloc.search.evaluator import evaluate
 from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.problem import SearchProblem
+from realloc.search.relaxation import build_bounds
 from realloc.search.result import SearchResult, search_to_end
 from realloc.search.searchers import NAMES, searcher_named, tiny_problem
 from realloc.search.space import build_tables

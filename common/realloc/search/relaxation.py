@@ -1,0 +1,327 @@
+"""A problem's relaxation as flat arrays: what `realloc.search.bounds` computes bounds from."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realloc.cost.simulator import SimulationRules
+from realloc.search.candidates import Candidates
+from realloc.search.option_tree import OptionTree, build_option_tree, least_move_seconds
+from realloc.search.problem import SearchProblem
+from realloc.search.space import flat_ints, flat_reals, offsets
+from realloc.search.windows import topological_order, window_edges
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_MAX_TOGETHER = 600
+"""Sets of tasks that may run together; a graph with more is bounded without windows."""
+
+
+MAX_CALLS_WITH_MEMORY = 12
+"""A graph with more calls is bounded as if any two calls fitted the memory together."""
+
+
+class Relaxation(NamedTuple):
+    """Sizes, and where each array begins in the two flat arrays; see `Space` for why.
+
+    A *choice* is a set of the option tree per call. Tasks (T) are the calls and then one
+    reallocation for each trained model with windows.
+    """
+
+    num_calls: int
+    num_tasks: int
+    num_together: int
+    """Sets of tasks that precedence allows to run together; 0 without windows."""
+    num_ends: int
+    """Calls without successors; used without windows."""
+    iterations: int
+    lag: int
+    """1 + staleness"""
+    num_devices: int
+    device_memory_bytes: int
+
+    # The option tree.
+    child_start: int
+    child_count: int
+    option: int
+    coarse: int
+    num_devices_of: int
+    seconds: int
+    """real"""
+    area: int
+    """real"""
+    resident: int
+    active: int
+    first: int
+    """[O]"""
+    last: int
+    """[O]"""
+    layout: int
+    """[O]"""
+    model: int
+    """[C], models numbered from 0 up."""
+    train: int
+    """[C], or −1."""
+
+    # Moves.
+    least_start: int
+    """[C], where the call's table begins in `least`, −1 for calls that never move."""
+    least_columns: int
+    """[C]"""
+    least: int
+    """real, tables of `least_move_seconds`."""
+    apart: int
+    """real, the same, 1 where no two options have one layout."""
+    moved: int
+    """real, the same, 1 where any two options need a move."""
+    partner: int
+    """[C], the train call's first other call, and that call's train call; −1 for frozen models,
+    −2 for the model's further calls."""
+    matrix_start: int
+    """[C], where the matrix of the call's model begins in `matrix`."""
+    matrix_size: int
+    """[C]"""
+    matrix: int
+    """real"""
+    mover: int
+    """[T], the call that a reallocation task precedes; −1 for calls."""
+    move_task: int
+    """[C], the reallocation task before a call, or −1."""
+
+    # Windows.
+    together: int
+    """[num_together], bit sets of tasks, the largest first."""
+    later: int
+    """[T], bit sets of a task and all that it precedes in the window."""
+
+    # Without windows.
+    order: int
+    """[C], topological."""
+    before_start: int
+    """[C + 1]"""
+    before: int
+    ends: int
+    """[num_ends]"""
+    behind: int
+    """[num_ends, C], iterations of each call that come after the first run of an end."""
+
+    # Scratch.
+    left_out: int
+    """[2 ** C], devices that a set of calls leaves to others, counted call by call."""
+    held: int
+    """[2 ** C], resident bytes of a set of calls on a device that has them all."""
+    largest: int
+    """[2 ** C], active bytes there."""
+    task_devices: int
+    """[T]"""
+    task_clash: int
+    """[T], bit sets of tasks known to share a device."""
+    fitting: int
+    """[num_together]"""
+    row_label: int
+    column_label: int
+    task_seconds: int
+    """[T] real"""
+    tableau: int
+    """[num_together + 1, T + 1] real"""
+    distance: int
+    """[K, C] real"""
+
+
+class Bounds(NamedTuple):
+    """The two arrays that all offsets of a `Relaxation` point into."""
+
+    relaxation: Relaxation
+    ints: Ints
+    reals: Floats
+
+
+def build_bounds(
+    problem: SearchProblem, candidates: Candidates, rules: SimulationRules
+) -> tuple[Bounds, OptionTree]:
+    """The bound of a problem and the sets of options that it speaks about."""
+    tree = build_option_tree(problem, candidates)
+    calls = problem.num_calls
+    edges = sorted({(int(a), int(b)) for a, b in problem.edges})
+    train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
+    window = window_edges(calls, edges, train, rules)
+    movers = _movers(train) if window is not None else []
+    later = _later(calls, window, train, movers) if window is not None else []
+    together = _together(later)
+    if not together:
+        movers = []
+    ends = sorted(set(range(calls)) - {a for a, _ in edges})
+    before_start, before = _before(calls, edges)
+    tasks = calls + len(movers)
+    moves = _move_arrays(problem, tree, train)
+    ints = moves.ints | {
+        "child_start": tree.child_start,
+        "child_count": tree.child_count,
+        "option": tree.option,
+        "coarse": tree.coarse,
+        "num_devices_of": tree.num_devices,
+        "resident": tree.resident,
+        "active": tree.active,
+        "partner": _partners(train),
+        "left_out": np.zeros(_subsets(calls), dtype=np.int64),
+        "held": np.zeros(_subsets(calls), dtype=np.int64),
+        "largest": np.zeros(_subsets(calls), dtype=np.int64),
+        "first": problem.option_first_device,
+        "last": problem.option_first_device + problem.option_num_devices,
+        "layout": problem.option_layout,
+        "model": np.unique(problem.call_model, return_inverse=True)[1],
+        "train": train,
+        "mover": np.array([-1] * calls + movers),
+        "move_task": np.array(
+            [calls + movers.index(c) if c in movers else -1 for c in range(calls)]
+        ),
+        "together": np.array(together, dtype=np.int64),
+        "later": np.array(later, dtype=np.int64),
+        "order": np.array(topological_order(calls, edges)),
+        "before_start": before_start,
+        "before": before,
+        "ends": np.array(ends),
+        "behind": _behind(calls, edges, train, ends, rules),
+        "task_devices": np.zeros(tasks, dtype=np.int64),
+        "task_clash": np.zeros(tasks, dtype=np.int64),
+        "fitting": np.zeros(len(together), dtype=np.int64),
+        "row_label": np.zeros(len(together), dtype=np.int64),
+        "column_label": np.zeros(tasks, dtype=np.int64),
+    }
+    reals = moves.reals | {
+        "seconds": tree.seconds,
+        "area": tree.area,
+        "task_seconds": np.zeros(tasks),
+        "tableau": np.zeros((len(together) + 1) * (tasks + 1)),
+        "distance": np.zeros(rules.iterations * calls),
+    }
+    relaxation = Relaxation(
+        num_calls=calls,
+        num_tasks=tasks,
+        num_together=len(together),
+        num_ends=len(ends),
+        iterations=rules.iterations,
+        lag=1 + rules.staleness,
+        num_devices=problem.num_devices,
+        device_memory_bytes=problem.device_memory_bytes,
+        **offsets(ints),
+        **offsets(reals),
+    )
+    bounds = Bounds(relaxation=relaxation, ints=flat_ints(ints), reals=flat_reals(reals))
+    return bounds, tree
+
+
+class _Moves(NamedTuple):
+    ints: dict[str, Ints]
+    reals: dict[str, Floats]
+
+
+def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
+    """Tables of the fewest seconds of moves, and the matrices themselves."""
+    calls = problem.num_calls
+    groups: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(3)]
+    matrices: list[Floats] = [np.zeros((0, 0))]
+    arrays = {
+        name: np.full(calls, -1, dtype=np.int64)
+        for name in ("least_start", "least_columns", "matrix_start", "matrix_size")
+    }
+    for call in range(calls):
+        if train[call] < 0 or train[call] == call:
+            continue
+        arrays["least_start"][call] = sum(table.size for table in groups[0])
+        three = least_move_seconds(problem, tree, int(train[call]), call)
+        for tables, table in zip(groups, three, strict=True):
+            tables.append(table)
+        arrays["least_columns"][call] = groups[0][-1].shape[1]
+        arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
+        model = int(problem.call_model[call])
+        matrices.append(problem.realloc_seconds.get(model, np.zeros((1, 1))))
+        arrays["matrix_size"][call] = len(matrices[-1])
+    named = dict(zip(("least", "apart", "moved", "matrix"), (*groups, matrices), strict=True))
+    reals = {name: np.concatenate([t.ravel() for t in tables]) for name, tables in named.items()}
+    return _Moves(arrays, reals)
+
+
+def _subsets(calls: int) -> int:
+    return 1 << calls if calls <= MAX_CALLS_WITH_MEMORY else 0
+
+
+def _partners(train: Ints) -> Ints:
+    partners = np.full(len(train), -1, dtype=np.int64)
+    for call, owner in enumerate(train):
+        if owner >= 0 and owner != call:
+            first = partners[owner] < 0
+            partners[call] = owner if first else -2
+            if first:
+                partners[owner] = call
+    return partners
+
+
+def _movers(train: Ints) -> list[int]:
+    """One call of each trained model: its reallocation becomes a task.
+
+    Others are left out, because calls of one layout share a reallocation.
+    """
+    movers: dict[int, int] = {}
+    for call, owner in enumerate(train):
+        if owner >= 0 and owner != call:
+            movers.setdefault(int(owner), call)
+    return list(movers.values())
+
+
+def _later(calls: int, window: list[tuple[int, int]], train: Ints, movers: list[int]) -> list[int]:
+    """Of each task the bit set of itself and of all that it precedes."""
+    tasks = calls + len(movers)
+    edges = list(window)
+    for index, mover in enumerate(movers):
+        edges += [(int(train[mover]), calls + index), (calls + index, mover)]
+    later = [1 << task for task in range(tasks)]
+    for task in reversed(topological_order(tasks, edges)):
+        for a, b in edges:
+            if a == task:
+                later[task] |= later[b]
+    return later
+
+
+def _together(later: list[int]) -> list[int]:
+    """All sets of tasks of which no one precedes another, as bit sets, the largest first.
+
+    Empty where there are too many.
+    """
+    tasks = range(len(later))
+    sets = [0]
+    for task in tasks:
+        ordered = later[task] | sum(1 << b for b in tasks if later[b] >> task & 1)
+        sets += [chosen | 1 << task for chosen in sets if chosen & ordered == 0]
+        if len(sets) > _MAX_TOGETHER:
+            return []
+    return sorted(sets[1:], key=lambda chosen: -chosen.bit_count())
+
+
+def _before(calls: int, edges: list[tuple[int, int]]) -> tuple[Ints, Ints]:
+    before = [[a for a, b in edges if b == call] for call in range(calls)]
+    start = np.cumsum([0, *(len(b) for b in before)])
+    return start, np.array([a for b in before for a in b], dtype=np.int64)
+
+
+def _behind(
+    calls: int, edges: list[tuple[int, int]], train: Ints, ends: list[int], rules: SimulationRules
+) -> Ints:
+    """[ends, C], how many runs of each call wait for the first run of an end."""
+    order = topological_order(calls, edges)
+    lag = 1 + rules.staleness
+    found = np.zeros((len(ends), calls), dtype=np.int64)
+    for row, end in enumerate(ends):
+        waits = np.zeros((rules.iterations, calls), dtype=bool)
+        waits[0, end] = True
+        for i in range(rules.iterations):
+            for call in order:
+                waits[i, call] |= any(waits[i, a] for a, b in edges if b == call)
+                waits[i, call] |= i > 0 and waits[i - 1, call]
+                owner = train[call]
+                if owner >= 0 and owner != call and i >= lag:
+                    waits[i, call] |= waits[i - lag, owner]
+        found[row] = waits[1:].sum(axis=0)
+    return found
