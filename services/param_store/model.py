@@ -26,7 +26,7 @@ class PlacedLayout:
             missing = ", ".join(map(str, range(len(self.shards), ranks)))
             raise InvalidInput.at(
                 "shards",
-                f"names {len(self.shards)} processes and {self.layout} has {ranks} ranks"
+                f"names {len(self.shards)} processes and {self.layout.short} has {ranks} ranks"
                 + (f"; nobody holds rank {missing}" if missing else ""),
             )
 

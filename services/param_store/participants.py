@@ -129,7 +129,7 @@ class Processes:
                 problems.append(
                     Problem(
                         f"shards[{first}]",
-                        f"rank {first} of {placed.layout} lives on device "
+                        f"rank {first} of {placed.layout.short} lives on device "
                         f"{placed.layout.devices[first]} and {shard} owns device {member.device}",
                     )
                 )
@@ -141,7 +141,7 @@ class Processes:
             ranks = ", ".join(map(str, placed.ranks_of(name)))
             raise NotFound(
                 f"no process named {name} is registered"
-                + (f"; it should hold rank {ranks} of {placed.layout}" if ranks else "")
+                + (f"; it should hold rank {ranks} of {placed.layout.short}" if ranks else "")
             )
         return member
 

@@ -141,7 +141,7 @@ class _SideSpecs:
 
     def name(self, rank: int) -> str:
         """Rank and layout, for errors."""
-        return f"rank {rank} of {self._layout}"
+        return f"rank {rank} of {self._layout.short}"
 
     def of_rank(self, rank: int) -> tuple[ParameterSpec, ...]:
         """What a rank must hold."""

@@ -102,7 +102,15 @@ class Reallocator:
             task.add_done_callback(lambda _: self._running.pop(key, None))
         elif not running.is_for(order):
             raise Conflict(f"request id {order.request_id!r} stands for another reallocation")
-        return await asyncio.shield(running.task)
+        try:
+            return await asyncio.shield(running.task)
+        except asyncio.CancelledError:
+            if not running.task.cancelled():
+                raise  # only the caller left
+            raise Unavailable(
+                f"the reallocation of {order.model_id} was ended: its job was released, or this "
+                "param-store leads no more"
+            ) from None
 
     async def release(self, job_id: str) -> None:
         """End the reallocations of a job; forget its models and all about them."""

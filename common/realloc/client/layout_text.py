@@ -34,7 +34,7 @@ def render_layout(stored: StoredModel, layout: Layout, ranks: Sequence[RankSumma
     copies = sum(each.num_bytes - each.padding_bytes for each in ranks) / total
     lines = [
         _model_line(stored),
-        f"{short_layout(layout)}: {len(ranks)} ranks hold the model {copies:.2f} times",
+        f"{layout.short}: {len(ranks)} ranks hold the model {copies:.2f} times",
         "",
         *_table(rows),
     ]
@@ -77,8 +77,7 @@ def render_difference(
     return "\n".join(
         (
             _model_line(stored),
-            f"{short_layout(source)} → {short_layout(target)}, "
-            f"{plan.programs[0].num_rounds} rounds",
+            f"{source.short} → {target.short}, {plan.programs[0].num_rounds} rounds",
             "",
             *_table(rows),
             "",
@@ -95,18 +94,6 @@ def size_text(num_bytes: int) -> str:
             break
         size, unit = size / 1024, larger
     return f"{num_bytes} B" if unit == "B" else f"{size:.2f} {unit}"
-
-
-def short_layout(layout: Layout) -> str:
-    """``megatron:d2t4p1@0-7``: devices as ranges."""
-    runs: list[list[int]] = []
-    for device in layout.devices:
-        if runs and runs[-1][1] == device - 1:
-            runs[-1][1] = device
-        else:
-            runs.append([device, device])
-    devices = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"{layout.kind.value}:{layout.strategy}@{devices}"
 
 
 def _model_line(stored: StoredModel) -> str:

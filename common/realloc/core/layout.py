@@ -45,6 +45,18 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.kind.value}:{self.strategy}@{','.join(map(str, self.devices))}"
 
+    @property
+    def short(self) -> str:
+        """The same text with devices as ranges, for people: ``megatron:d2t4p1@0-7``."""
+        runs: list[tuple[int, int]] = []
+        for device in self.devices:
+            if runs and runs[-1][1] == device - 1:
+                runs[-1] = (runs[-1][0], device)
+            else:
+                runs.append((device, device))
+        devices = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+        return f"{self.kind.value}:{self.strategy}@{devices}"
+
     @staticmethod
     def parse(text: str, kind: LayoutKind = LayoutKind.MEGATRON) -> "Layout":
         """Read ``vllm:d2t1p1@0-1``; kind and devices (0, 1, … if not given) may be left out.

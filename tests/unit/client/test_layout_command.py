@@ -89,7 +89,8 @@ def test_the_text_of_a_layout_is_read_back() -> None:
     """`Layout.parse` is the opposite of `str`, with ranges and defaults besides."""
     layout = Layout.parse("vllm:d2t2p1@4-6,9")
     assert layout.devices == (4, 5, 6, 9)
-    assert Layout.parse(str(layout)) == layout
+    assert Layout.parse(str(layout)) == Layout.parse(layout.short) == layout
+    assert layout.short == "vllm:d2t2p1@4-6,9"
     assert Layout.parse("d1t2p1", LayoutKind.FSDP).kind is LayoutKind.FSDP
     with pytest.raises(InvalidInput, match="twice"):
         Layout.parse("d1t2p1@1,1")
