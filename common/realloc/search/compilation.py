@@ -53,7 +53,10 @@ def _cache_root() -> Path:
             return root
     except (OSError, RuntimeError):  # no home directory, or one that cannot be written
         pass
-    return Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
+    root = Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    # Cached code is loaded and run: never from a folder that someone else has put there.
+    return root if root.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())
 
 
 def _digest_of_sources() -> str:
