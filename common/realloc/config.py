@@ -109,7 +109,7 @@ def load(
         key: _Source(value, f"{path}: {key}", False)
         for key, value in _yaml_mapping(path, problems).items()
     }
-    for field in fields(config_class):  # type: ignore[arg-type]
+    for field in fields(config_class):  # type: ignore[arg-type]  # a dataclass
         variable = f"REALLOC_{field.name.upper()}"
         if variable in environ:
             sources[field.name] = _Source(environ[variable], variable, True)
@@ -238,7 +238,7 @@ def _build(
     problems: list[ConfigProblem],
 ) -> Config | None:
     before = len(problems)
-    known = {field.name: field for field in fields(config_class)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(config_class)}  # type: ignore[arg-type]  # as above
     hints = get_type_hints(config_class)
     for key in sources.keys() - known.keys():
         reason = f"is unknown; known are {', '.join(known)}"

@@ -7,7 +7,7 @@ from realloc.telemetry import names
 try:
     from opentelemetry import propagate, trace
 except ImportError:  # the light client
-    trace = None  # type: ignore[assignment]
+    trace = None  # type: ignore[assignment]  # the light client has no OpenTelemetry
 
 UNTRACED = ("grpc.health.", "grpc.reflection.")
 

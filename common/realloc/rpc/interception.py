@@ -78,7 +78,7 @@ def _streaming(inner: Any, around: Callable[[Any], AbstractAsyncContextManager[N
                 await inner(request, context)
                 return
             responses: AsyncIterator[Any] = inner(request, context)
-            async with aclosing(responses):  # type: ignore[type-var]
+            async with aclosing(responses):  # type: ignore[type-var]  # a generator
                 async for response in responses:
                     await context.write(response)
 

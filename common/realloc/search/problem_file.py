@@ -21,7 +21,7 @@ def save_problem(problem: SearchProblem, path: Path) -> None:
     """Write a problem; the file holds arrays only, no pickle."""
     arrays: dict[str, NDArray[Any]] = {
         "num_devices": np.int64(problem.num_devices),  # type: ignore[dict-item]  # a 0-d array
-        "device_memory_bytes": np.int64(problem.device_memory_bytes),  # type: ignore[dict-item]
+        "device_memory_bytes": np.int64(problem.device_memory_bytes),  # type: ignore[dict-item]  # 0-d
         "call_names": np.array(problem.call_names, dtype=np.str_),
         "option_seconds": problem.option_seconds,
     }

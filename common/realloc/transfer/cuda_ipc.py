@@ -28,7 +28,7 @@ class CudaSegments:
     def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
         # Ours to keep: the communicator holds every segment until it closes, so the counter
         # of references that torch adds to the handle never decides about its life.
-        handle = segment.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
+        handle = segment.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]  # not in torch's stub
         fields = [{"hex": field.hex()} if isinstance(field, bytes) else field for field in handle]
         offset = segment.storage_offset()
         return json.dumps(
@@ -41,7 +41,7 @@ class CudaSegments:
             bytes.fromhex(field["hex"]) if isinstance(field, dict) else field
             for field in given["handle"]
         ]
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # the same
         storage = torch.UntypedStorage._new_shared_cuda(*handle)
         whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         return whole[given["offset"] : given["offset"] + given["size"]]

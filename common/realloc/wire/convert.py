@@ -160,7 +160,7 @@ def _read_message(
     by_name: Any = message.DESCRIPTOR.fields_by_name
     hints = _hints(data_class)  # type: ignore[arg-type]  # mypy: "a class is not hashable"
     values: dict[str, Any] = {}
-    for field in fields(data_class):  # type: ignore[arg-type]
+    for field in fields(data_class):  # type: ignore[arg-type]  # a dataclass
         if field.name not in by_name:
             raise TypeError(f"{message.DESCRIPTOR.full_name} has no field {field.name}")
         item = _read_field(
