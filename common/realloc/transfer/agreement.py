@@ -10,7 +10,7 @@ import torch
 from realloc.core.transfer import Int64
 from realloc.transfer.chunks import ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction, Memory, Pending
-from realloc.transfer.cuts import LEAST_RUN_BYTES, chunk_ends
+from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Stream
 
 RunsOf = Callable[[Direction, Stream], Int64]
@@ -30,7 +30,7 @@ def agree_on_cuts(
     there every chunk is copied by both sides wherever it is cut.
 
     Args:
-        run_elements: most elements of a chunk that needs no staging on either side.
+        run_elements: most elements of a chunk that needs no staging.
 
     Raises:
         Unavailable: a peer is gone or late, or has another program.
@@ -72,25 +72,6 @@ def agree_on_cuts(
                 run_elements=run_elements,
             )
             chunks.cut(stream, ends)
-
-
-def cut_local_streams(chunks: ProgramChunks, runs_of: RunsOf, run_elements: int) -> None:
-    """Cut what stays in the process: where either side is one run, no staging is needed."""
-    for sent, received in chunks.local_streams():
-        runs = runs_of(Direction.SEND, sent), runs_of(Direction.RECEIVE, received)
-        ends = chunk_ends(
-            sent.num_elements,
-            (),
-            chunks.chunk_elements,
-            in_place=runs,
-            run_elements=run_elements,
-        )
-        chunks.cut(sent, ends)
-
-
-def least_run(itemsize: int) -> int:
-    """Elements of the shortest run that is worth a chunk of its own."""
-    return max(1, LEAST_RUN_BYTES // itemsize)
 
 
 def _exchange(

@@ -1,8 +1,10 @@
 """Chunks: the operations of a program, in the one order that all endpoints share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
+
+import numpy as np
 
 from realloc.core.transfer import Int64, TransferProgram
 from realloc.transfer.communicator import Direction
@@ -38,6 +40,11 @@ class Chunk:
     def num_elements(self) -> int:
         return self.last - self.first
 
+    def cut(self, most: int) -> "Iterator[Chunk]":
+        """The chunk in parts of at most `most` elements."""
+        for first in range(self.first, self.last, most):
+            yield replace(self, first=first, last=min(first + most, self.last))
+
     def order(self, endpoint: int) -> tuple[int, int, int, int]:
         """Its place in the order that all endpoints share."""
         pair = (endpoint, self.peer)
@@ -55,6 +62,15 @@ class LocalCopy:
     def order(self, endpoint: int) -> tuple[int, int, int, int]:
         return self.sent.order(endpoint)
 
+    def block_by_block(self) -> Iterator[tuple[Chunk, Chunk]]:
+        """Both sides, cut wherever a block of either begins."""
+        first, last = self.sent.first, self.sent.last
+        begins = np.union1d(self.sent.stream.offset, self.received.stream.offset)
+        inside = begins[(begins > first) & (begins < last)].tolist()
+        for begin, end in pairwise([first, *inside, last]):
+            part = {"first": begin, "last": end}
+            yield replace(self.sent, **part), replace(self.received, **part)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -69,8 +85,14 @@ class Batch:
 class ProgramChunks:
     """A program cut into chunks of at most `chunk_elements`, but for runs moved in place."""
 
-    def __init__(self, program: TransferProgram, chunk_elements: int) -> None:
+    def __init__(self, program: TransferProgram, chunk_elements: int, local_elements: int) -> None:
+        """Cut nothing yet.
+
+        Args:
+            local_elements: most elements of a chunk that stays in the process.
+        """
         self.chunk_elements = chunk_elements
+        self._most_local = local_elements
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
@@ -141,7 +163,7 @@ class ProgramChunks:
 
     def _local_copies(self) -> Iterator[LocalCopy]:
         for sent, received in self.local_streams():
-            ends = self._ends(sent)
+            ends = [*range(0, sent.num_elements, self._most_local), sent.num_elements]
             for pair in zip(
                 _chunks(sent, Direction.SEND, ends),
                 _chunks(received, Direction.RECEIVE, ends),

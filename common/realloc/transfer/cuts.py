@@ -13,6 +13,10 @@ from realloc.core.transfer import Int64
 LEAST_RUN_BYTES = 256 << 10
 """Runs below this are packed together with their neighbours: an operation costs as much as
 copying some 100 KiB."""
+CUDA_LEAST_RUN_BYTES = 32 << 20
+CUDA_RUN_BYTES = 1 << 30
+"""Longest chunk of a GPU that needs no staging. A chunk costs the host some 50 µs, in which the
+GPU copies 64 MiB."""
 
 
 def chunk_ends(

@@ -40,11 +40,14 @@ class PassingDigests:
     def add(self, parts: tuple[Part, ...], elements: torch.Tensor | None) -> None:
         """Sum the parts of one chunk, which is `elements`; None where all lies in parameters."""
         for part in parts:
-            flat, rectangle = self._parameters.flat[part.tensor], part.rectangle
-            if flat.dtype != self._dtype:
-                assert elements is not None, "cast elements are only in the chunk"
-                flat, rectangle = elements, rectangle.packed(part.offset)
-            self._on(flat.device).add(part.key, flat, rectangle)
+            flat = self._parameters.flat[part.tensor]
+            if flat.dtype == self._dtype:
+                self._on(flat.device).add(part.key, flat, part.rectangle)
+                continue
+            assert elements is not None, "cast elements are only in the chunk"
+            sums = self._on(elements.device)
+            sums.add(part.key, elements, part.rectangle.packed(part.offset))
+            sums.settle()
 
     def values(self) -> Int64:
         """The digests so far, int64 [num_keys]."""
@@ -101,6 +104,7 @@ class SentDigests:
                     self._sums.add(number, flat, tile)
                 else:
                     self._sums.add(number, self._cast(flat, tile), tile.packed(0))
+                    self._sums.settle()
                 yield
 
     def values(self) -> dict[tuple[int, int], int]:

@@ -21,10 +21,11 @@ import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import Int64, TransferProgram
-from realloc.transfer.agreement import agree_on_cuts, cut_local_streams, least_run
+from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
 from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
+from realloc.transfer.cuts import CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES, LEAST_RUN_BYTES
 from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
@@ -32,10 +33,6 @@ from realloc.transfer.streams import Piece, Stream
 
 MAX_IN_FLIGHT = 16
 """Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
-
-
-RUN_BYTES = 1 << 30
-"""Most bytes of a GPU's chunk that needs no staging: every chunk costs the host some 50 µs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +172,15 @@ class Execution:
             1, min(max_in_flight, communicator.max_operations, staging.max_buffers - 1)
         )
         self._in_flight: deque[InFlight] = deque()
-        self._chunks = ProgramChunks(program, staging.chunk_bytes // dtype.itemsize)
-        # On a CPU longer chunks would leave the cache between copying and digesting them.
-        on_gpu = communicator.device.type == "cuda"
-        self._run_elements = (RUN_BYTES if on_gpu else staging.chunk_bytes) // dtype.itemsize
+        self._least_run_bytes = LEAST_RUN_BYTES
+        run_bytes = staging.chunk_bytes  # a longer one would leave the cache before its digest
+        if communicator.device.type == "cuda":
+            self._least_run_bytes, run_bytes = CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES
+        self._run_elements = run_bytes // dtype.itemsize
+        self._plain = source.all_of(dtype) and destination.all_of(dtype)
+        self._chunks = ProgramChunks(
+            program, staging.chunk_bytes // dtype.itemsize, self._run_elements
+        )
         if not self._chunks.local_matches():
             raise InvalidInput.at(
                 "program",
@@ -215,7 +217,6 @@ class Execution:
 
     def _cut(self) -> None:
         """Cut all streams, as their other sides do."""
-        cut_local_streams(self._chunks, self._runs, self._run_elements)
         try:
             agree_on_cuts(
                 self._chunks, self._runs, self._communicator, self._run_elements, self._deadline
@@ -228,7 +229,7 @@ class Execution:
         """Begin and end of the runs of a stream that may move as they are."""
         parameters = self._source if direction is Direction.SEND else self._destination
         movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(least_run(self._dtype.itemsize), movable)
+        return stream.runs(max(1, self._least_run_bytes // self._dtype.itemsize), movable)
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""
@@ -329,23 +330,18 @@ class Execution:
         return Unavailable(f"{error}; parameters {', '.join(distinct[:3])}{more}")
 
     def _copy(self, copy: LocalCopy) -> None:
-        """Copy what stays in the process."""
-        sent, received = copy.sent.pieces(), copy.received.pieces()
-        plain = self._source.all_of(self._dtype) and self._destination.all_of(self._dtype)
-        if plain and self._copy_directly(sent, received):
-            self._ledger.sent(copy.sent, None)
-            self._ledger.received(copy.received, None)
-            return
-        buffer = self._staging.take()
-        elements = self._elements_of(buffer, copy.sent)
-        self._source.pack(sent, elements)
-        self._ledger.sent(copy.sent, elements)
-        self._destination.unpack(received, elements)
-        self._ledger.received(copy.received, elements)
-        self._staging.give_back(buffer)
+        """Copy what stays in the process, through staging only where it must be."""
+        for sent, received in copy.block_by_block():
+            if self._plain and self._copy_directly(sent.pieces(), received.pieces()):
+                self._ledger.sent(sent, None)
+                self._ledger.received(received, None)
+            else:
+                most = self._chunks.chunk_elements
+                for part in zip(sent.cut(most), received.cut(most), strict=True):
+                    self._copy_staged(*part)
 
     def _copy_directly(self, sent: tuple[Piece, ...], received: tuple[Piece, ...]) -> bool:
-        """Copy without staging, if pieces are alike on both sides or either side is one run."""
+        """Copy if pieces are alike on both sides, or either side is one run."""
         source, destination = self._source, self._destination
         if _shapes(sent) == _shapes(received):
             for here, there in zip(sent, received, strict=True):
@@ -357,6 +353,15 @@ class Execution:
         else:
             return False
         return True
+
+    def _copy_staged(self, sent: Chunk, received: Chunk) -> None:
+        buffer = self._staging.take()
+        elements = self._elements_of(buffer, sent)
+        self._source.pack(sent.pieces(), elements)
+        self._ledger.sent(sent, elements)
+        self._destination.unpack(received.pieces(), elements)
+        self._ledger.received(received, elements)
+        self._staging.give_back(buffer)
 
     def _report(self, seconds: float) -> TransferReport:
         itemsize = self._dtype.itemsize

@@ -70,6 +70,10 @@ class DigestSums(Protocol):
         """Add a rectangle of a flat tensor, elements of 2 or 4 bytes, to a sum."""
         ...
 
+    def settle(self) -> None:
+        """Read all that was added, if it was not yet: its memory may change afterwards."""
+        ...
+
     def values(self) -> Int64:
         """The sums so far, int64 [num_keys]."""
         ...
@@ -107,6 +111,9 @@ class CompiledSums:
             self._sums,
             key,
         )
+
+    def settle(self) -> None:
+        """All has been read."""
 
     def values(self) -> Int64:
         return self._sums.copy()
@@ -162,6 +169,9 @@ class TorchSums:
     def add(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
         for tile in rectangle.tiles(len(self._bits)):
             self._sums[key].add_(self._weighed(flat, tile).sum())
+
+    def settle(self) -> None:
+        """All has been read, in the order of the stream."""
 
     def values(self) -> Int64:
         return self._sums.cpu().numpy().copy()
