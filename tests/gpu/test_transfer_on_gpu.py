@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from unittest import mock
 
 import numpy as np
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import TransferPlan, TransferSession
+from realloc.core.transfer import TransferSession
 from realloc.transfer import executor, lending
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.nccl import NcclCommunicator
 from realloc.transfer.rendezvous import TransferStore, connect_store
 from tests.support.rank_processes import RankProcesses
-from tests.unit.reallocation.cases import Case, architecture, empty, filled, layout
+from tests.unit.reallocation.cases import Case, architecture, filled, layout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,12 +30,13 @@ NUM_PROCESSES = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE = architecture(
     num_layers=2,
-    hidden_size=768,
-    intermediate_size=2304,
+    hidden_size=240,
+    intermediate_size=720,
     num_attention_heads=12,
     num_key_value_heads=6,
-    head_dim=64,
-    vocab_size=24_000,
+    head_dim=20,
+    vocab_size=36_000,
+    tied_embeddings=True,
 )
 """Its embeddings are runs long enough to be read in the sender's parameters."""
 CASES = {
@@ -51,8 +53,8 @@ CASES = {
     ),
     "experts, rounded on the way": Case(
         model=architecture("qwen3_moe"),
-        source=layout("megatron:d1t2p1e2"),
-        destination=layout("vllm:d1t2p1e2", 2),
+        source=layout("megatron:d2t1p1e2"),
+        destination=layout("vllm:d2t1p1e2", 2),
         dtype="bfloat16",
     ),
     "within one process": Case(
@@ -79,20 +81,19 @@ def on_gpu(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch
     return {name: torch.from_numpy(a).to("cuda:0", dtype) for name, a in arrays.items()}
 
 
-def held(case: Case, plan: TransferPlan, index: int) -> tuple[dict, dict, dict]:
-    """Source and destination parameters of an endpoint, and what the latter become."""
-    name, weights = plan.endpoints[index].name, case.weights()
+@cache
+def held(case: Case, name: str) -> tuple[dict, dict]:
+    """Source parameters of an endpoint, and what its destination parameters become."""
+    weights = case.weights()
     source: dict[str, torch.Tensor] = {}
-    destination: dict[str, torch.Tensor] = {}
     target: dict[str, torch.Tensor] = {}
     for endpoint, table in zip(case.have, case.tables(case.source), strict=True):
         if endpoint.name == name:
             source = on_gpu(filled(table, weights), torch.float32)
     for endpoint, table in zip(case.want, case.tables(case.destination), strict=True):
         if endpoint.name == name:
-            destination = on_gpu(empty(table), _DTYPES[case.dtype])
             target = on_gpu(filled(table, weights), _DTYPES[case.dtype])
-    return source, destination, target
+    return source, target
 
 
 def reallocate(
@@ -101,7 +102,8 @@ def reallocate(
     """Digests sent and received, whether all arrived bit by bit, the order in which tensors
     were complete, and the bytes that the transfer allocated at its peak."""
     plan = case.plan()
-    source, destination, target = held(case, plan, index)
+    source, target = held(case, plan.endpoints[index].name)
+    destination = {name: torch.full_like(t, torch.nan) for name, t in target.items()}
     complete: list[int] = []
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -128,7 +130,7 @@ def reallocate(
 def survive(session: TransferSession, case: Case, index: int) -> tuple[float, str]:
     """Seconds until the transfer fails, and with what."""
     plan = case.plan()
-    source, destination, _ = held(case, plan, index)
+    source, destination = held(case, plan.endpoints[index].name)
     began = time.monotonic()
     try:
         _here["endpoint"].run(session, plan.programs[index], source, destination)

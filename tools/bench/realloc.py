@@ -4,8 +4,9 @@
     PYTHONPATH=common:. python -m tools.bench.realloc --device cuda [--megabytes 16000]
 
 On CPUs processes reach each other by gloo and shared memory; on a GPU all of them share one, and
-weights move within a process or by CUDA IPC. Every figure is the median of its repeats; what is compared is measured in turn, so that a busy
-machine slows both. Bandwidths count bytes that destinations receive.
+weights move within a process or by CUDA IPC. Every figure is the median of its repeats; what is
+compared is measured in turn, so that a busy machine slows both. Bandwidths count bytes that
+destinations receive.
 """
 
 import argparse
@@ -151,11 +152,10 @@ def prepare_on_gpu(
     """As `prepare`, in bfloat16 and all on one device; one process may have both roles."""
     shard = SHARD[0]
     shard.source = shard.destination = None  # frees the last pair's
-    have = [Endpoint(name=f"{rank}", device=0, node=0) for rank in range(len(source.devices))]
+    have = [Endpoint(name=f"{device}", device=device, node=0) for device in source.devices]
     first = num_processes - len(destination.devices)
     want = [
-        Endpoint(name=f"{first + rank}", device=0, node=0)
-        for rank in range(len(destination.devices))
+        Endpoint(name=f"{first + device}", device=device, node=0) for device in destination.devices
     ]
     plan = plan_transfer(
         model,

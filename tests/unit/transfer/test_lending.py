@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from typing import ClassVar
 from unittest import mock
 
 import pytest
@@ -37,7 +38,7 @@ class ToyFence:
 class ToySegments:
     """Segments of threads, which can open anything of each other by its number."""
 
-    known: dict[str, torch.Tensor] = {}
+    known: ClassVar[dict[str, torch.Tensor]] = {}
 
     def __init__(self) -> None:
         self.fences = 0
