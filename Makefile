@@ -84,6 +84,7 @@ deploy: deploy-$(or $(TARGET),local) ## Bring a cluster up: TARGET=local, kubern
 undeploy: undeploy-$(or $(TARGET),local) ## Take it down again
 
 deploy-local: run
+	@true # a rule of its own, or the pattern below would claim it
 
 undeploy-local:
 	@echo "a local cluster ends with Ctrl-C of its make run"
