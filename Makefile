@@ -87,7 +87,7 @@ deploy: deploy-$(or $(TARGET),local) ## Bring a cluster up: TARGET=local, kubern
 undeploy: undeploy-$(or $(TARGET),local) ## Take it down again
 
 deploy-local: $(if $(DRY_RUN),show-local,run)
-	@: # a recipe, so that the pattern below is not this target's
+	@true # a rule of its own, or the pattern below would claim it
 
 show-local:
 	@echo "make run: etcd, the services and two devices on loopback, until Ctrl-C"
