@@ -170,9 +170,10 @@ def test_parameters_are_read_in_place_and_given_back(least_adopted: int) -> None
 def test_memory_that_was_freed_is_not_taken_for_what_came_after_it() -> None:
     """An allocation at the place of one that is gone is exported anew."""
     (sender, receiver), segments = connected()
+    place = bytearray(1000)
     with mock.patch.object(lending, "LEAST_ADOPTED", 0):
         for value in range(3):
-            buffer = torch.full((1000,), value, dtype=torch.uint8)
+            buffer = torch.frombuffer(place, dtype=torch.uint8).fill_(value)
             pending = sender.send(buffer, peer=1, round=0)
             borrowed = receiver.borrow(1000, peer=0, round=0)
             borrowed.wait(5.0)
@@ -182,8 +183,22 @@ def test_memory_that_was_freed_is_not_taken_for_what_came_after_it() -> None:
             receiver.settle()
             pending.wait(5.0)
             ToySegments.known.clear()
+            receiver._opened.clear()  # they hold the storage, which other processes cannot
             del buffer, borrowed, pending
     assert len(segments[0].exported) == 3
+
+
+def test_memory_is_given_back_only_after_the_device_has_read_it() -> None:
+    """A release alone does not let the sender write there again."""
+    (sender, receiver), _ = connected()
+    pending = sender.send(torch.ones(10, dtype=torch.uint8), peer=1, round=0)
+    borrowed = receiver.borrow(10, peer=0, round=0)
+    borrowed.wait(5.0)
+    borrowed.release()
+    with pytest.raises(Unavailable, match="timed out"):
+        pending.wait(0.05)
+    receiver.settle()
+    pending.wait(5.0)
 
 
 def test_closing_gives_back_what_the_device_has_read() -> None:
