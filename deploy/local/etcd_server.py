@@ -27,24 +27,27 @@ class EtcdMember:
     client_port: int
     peer_port: int
     data: Path
+    host: str = "127.0.0.1"
 
     @staticmethod
-    def on_free_ports(name: str, data: Path) -> "EtcdMember":
-        """A member on two ports of loopback that nobody listens on now."""
-        loopback = ("127.0.0.1", 0)
-        with socket.create_server(loopback) as one, socket.create_server(loopback) as other:
+    def on_free_ports(name: str, data: Path, *, host: str = "127.0.0.1") -> "EtcdMember":
+        """A member on two ports that nobody listens on now."""
+        free = (host, 0)
+        with socket.create_server(free) as one, socket.create_server(free) as other:
             client_port, peer_port = one.getsockname()[1], other.getsockname()[1]
-        return EtcdMember(name=name, client_port=client_port, peer_port=peer_port, data=data)
+        return EtcdMember(
+            name=name, client_port=client_port, peer_port=peer_port, data=data, host=host
+        )
 
     @property
     def endpoint(self) -> str:
         """``host:port`` for clients."""
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.host}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
         """Where the other members reach it."""
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.host}:{self.peer_port}"
 
     def command(self, binary: Path, *others: "EtcdMember") -> list[str]:
         """The command line of this member of a cluster with ``others``.
@@ -76,7 +79,7 @@ class EtcdMember:
     def answers(self) -> bool:
         """True where something accepts connections on the client's port."""
         try:
-            socket.create_connection(("127.0.0.1", self.client_port), timeout=1.0).close()
+            socket.create_connection((self.host, self.client_port), timeout=1.0).close()
         except OSError:
             return False
         return True

@@ -1,0 +1,192 @@
+"""The first node of a Slurm job: starts the cluster, and ends it before Slurm does.
+
+    TERM   the job was cancelled: stop everything
+    USR1   its time is nearly over: pause the jobs at a checkpoint, stop, and queue again
+
+Runs inside the job, in place of its batch script.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.local.etcd_server import EtcdMember
+from deploy.local.supervisor import Program, Supervised
+from deploy.slurm.addresses import address_towards
+from deploy.slurm.commands import address_of, hostnames, slurm
+from deploy.slurm.devices import known_devices
+from deploy.slurm.programs import (
+    Place,
+    control_programs,
+    etcd_program,
+    every_node,
+    folders,
+    nodes_program,
+)
+from deploy.slurm.settings import SlurmSettings, read_settings
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.members import Members
+from realloc.core.errors import ReallocError, Unavailable
+
+READY_SECONDS = 600.0
+_SHARED_SECONDS = 60.0
+"""Longest wait until every node sees a new file: some file systems cache for so long."""
+ENDPOINTS_FILE = "endpoints.json"
+
+
+class Head:
+    """The cluster of one Slurm job."""
+
+    def __init__(self, settings: SlurmSettings) -> None:
+        self._settings = settings
+        self._endpoints = settings.run_dir / ENDPOINTS_FILE
+        self._stages: list[list[Supervised]] = []
+
+    async def start(self) -> None:
+        """Start everything and publish the endpoints.
+
+        Raises:
+            Unavailable: a node does not see the folder, or processes are missing.
+        """
+        settings = self._settings
+        folders(settings.run_dir)
+        self._endpoints.unlink(missing_ok=True)
+        await self._check_shared()
+        host = self._own_address()
+        place = Place(host=host, etcd_endpoints=settings.etcd_endpoints)
+        if not settings.etcd_endpoints:
+            place = await self._start_etcd(host)
+        _say(f"starting services on {host}")
+        await self._start_stage(control_programs(settings, place))
+        _say(f"starting {settings.nodes} nodes of {settings.num_local_devices} devices")
+        await self._start_stage([nodes_program(settings, place)])
+        endpoints = await self._wait_ready(place)
+        self._publish(endpoints)
+
+    async def stop(self) -> None:
+        """Stop everything, the nodes first; scancel has signalled every process already."""
+        self._endpoints.unlink(missing_ok=True)
+        for stage in self._stages:
+            for each in stage:
+                each.retire()
+        for stage in reversed(self._stages):
+            await asyncio.gather(*(each.stop() for each in stage))
+        self._stages.clear()
+
+    def _own_address(self) -> str:
+        """The address of this node that the other nodes and the login node reach."""
+        others = hostnames(os.environ["SLURM_JOB_NODELIST"])[1:]
+        peers = [address_of(node) for node in others[:1]]
+        return address_towards(*peers, os.environ.get("SLURM_SUBMIT_HOST", ""))
+
+    async def _check_shared(self) -> None:
+        """Every node must see what this one writes, before anything is started there."""
+        marker = self._settings.run_dir / "slurm" / f"marker-{os.environ['SLURM_JOB_ID']}"
+        marker.touch()
+        script = (
+            f'for i in $(seq {_SHARED_SECONDS:.0f}); do ls "$(dirname "$1")" >/dev/null; '
+            '[ -e "$1" ] && break; sleep 1; done; '
+            '[ -e "$1" ] || { echo "$SLURMD_NODENAME does not see $1"; exit 1; }; '
+            '[ -x "$2" ] || { echo "$SLURMD_NODENAME cannot run $2"; exit 1; }'
+        )
+        command = ["srun", *every_node(self._settings), "bash", "-c", script, "check"]
+        command += [str(marker), sys.executable]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        marker.unlink(missing_ok=True)
+        if process.returncode:
+            raise Unavailable(
+                f"the nodes do not share what they need: {output.decode().strip()}; put RUN_DIR "
+                "and VENV on a file system that all nodes mount"
+            )
+
+    async def _start_etcd(self, host: str) -> Place:
+        member = EtcdMember.on_free_ports("slurm", self._settings.run_dir / "etcd", host=host)
+        _say(f"starting etcd on {member.endpoint}")
+        await self._start_stage([etcd_program(self._settings, member)])
+        while not await asyncio.to_thread(member.answers):
+            await asyncio.sleep(0.1)
+        return Place(host=host, etcd_endpoints=(member.endpoint,))
+
+    async def _wait_ready(self, place: Place) -> dict[str, str]:
+        num_devices = self._settings.nodes * self._settings.num_local_devices
+        counts = {"scheduler": 1, "plan_search": 1, "param_store": 1}
+        counts |= {"trainer": num_devices, "generation": num_devices}
+        async with EtcdStore(place.etcd_endpoints) as store, Members(store) as members:
+            waiting = asyncio.create_task(
+                members.wait_for(counts, timeout_seconds=READY_SECONDS), name="ready"
+            )
+            while not waiting.done():
+                _say(", ".join(f"{len(members.current(k))}/{n} {k}" for k, n in counts.items()))
+                await asyncio.wait([waiting], timeout=10)
+            ready = waiting.result()
+        etcd = {"etcd": ",".join(place.etcd_endpoints)}
+        return etcd | {member.name: member.address for member in ready}
+
+    def _publish(self, endpoints: dict[str, str]) -> None:
+        """Write the endpoints file; whoever sees it sees all of it."""
+        facts = {**endpoints, "slurm_job": os.environ["SLURM_JOB_ID"]}
+        partial = self._endpoints.with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=2) + "\n")
+        partial.replace(self._endpoints)
+        _say(f"ready: scheduler at {endpoints['scheduler']}")
+
+    async def _start_stage(self, programs: Sequence[Program]) -> None:
+        stage = [Supervised(program, _say) for program in programs]
+        self._stages.append(stage)
+        await asyncio.gather(*(each.start() for each in stage))
+
+
+async def run(settings: SlurmSettings) -> int:
+    """Keep the cluster up until a signal; the exit status."""
+    received: asyncio.Queue[signal.Signals] = asyncio.Queue(maxsize=1)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        asyncio.get_running_loop().add_signal_handler(number, _note, received, number)
+    head = Head(settings)
+    signalled = asyncio.create_task(received.get(), name="signalled")
+    starting = asyncio.create_task(head.start(), name="starting")
+    try:
+        await asyncio.wait([signalled, starting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        number = await signalled
+    finally:
+        starting.cancel()
+        signalled.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        _say("stopping")
+        await head.stop()
+    if number is signal.SIGUSR1:
+        _say("time is nearly over: queueing again")
+        slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    _say("stopped")
+    return 0
+
+
+def _note(received: "asyncio.Queue[signal.Signals]", number: signal.Signals) -> None:
+    if received.empty():
+        received.put_nowait(number)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> int:
+    try:
+        settings = known_devices(read_settings(Path(sys.argv[1])))
+        return asyncio.run(run(settings))
+    except (ReallocError, RuntimeError) as error:
+        _say(f"failed: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
