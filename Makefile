@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)/common:$(CURDIR)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos check fix test test-unit test-integration test-faults test-gpu bench \
+.PHONY: help setup protos check fix test test-unit test-integration test-faults test-slurm test-gpu bench \
 	run demo deploy undeploy clean
 
 help: ## Print this help
@@ -52,7 +52,7 @@ fix: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: setup ## All tests that need no GPU: real etcd, gloo ranks, vLLM
-	$(BIN)/python -m pytest -m "not gpu" tests
+	$(BIN)/python -m pytest -m "not gpu" --ignore tests/slurm tests
 
 test-unit: setup ## Only the fast tests
 	$(BIN)/python -m pytest tests/unit tests/golden
@@ -62,6 +62,10 @@ test-integration: setup ## Only the tests that start processes
 
 test-faults: setup ## Only the tests that kill processes
 	$(BIN)/python -m pytest tests/faults
+
+test-slurm: setup ## A whole cluster on a real Slurm of four virtual nodes; not part of make test
+	$(BIN)/python tools/fetch_slurm.py
+	$(BIN)/python -m pytest tests/slurm
 
 test-gpu: setup ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
@@ -88,6 +92,20 @@ deploy-local: run
 
 undeploy-local:
 	@echo "a local cluster ends with Ctrl-C of its make run"
+
+# NODES, GPUS, PARTITION and so on are the fields of deploy/slurm/settings.py, see docs/deploy.md.
+SLURM := $(foreach pair,NODES:nodes GPUS:gpus-per-node DEVICES:devices-per-node \
+	DEVICE_KIND:device-kind PARTITION:partition ACCOUNT:account TIME:time MARGIN:margin-seconds \
+	RUN_DIR:run-dir ETCD:etcd-endpoints REWARD_ROOTS:reward-roots DRY_RUN:dry-run \
+	SBATCH_OPTIONS:sbatch-options SRUN_OPTIONS:srun-options,\
+	$(if $($(firstword $(subst :, ,$(pair)))),\
+	--$(lastword $(subst :, ,$(pair)))='$($(firstword $(subst :, ,$(pair))))'))
+
+deploy-slurm: setup
+	$(BIN)/python -m deploy.slurm up $(SLURM)
+
+undeploy-slurm: setup
+	$(BIN)/python -m deploy.slurm down $(SLURM)
 
 deploy-% undeploy-%:
 	@echo "TARGET=$* is unknown; there are local, kubernetes and slurm (docs/deploy.md)" >&2; exit 2

@@ -52,6 +52,9 @@ def up(settings: SlurmSettings) -> int:
     _prepare(settings)
     command = [*_options(settings), str(_SCRIPT), str(settings.python), str(settings.run_dir)]
     _say(" ".join(slurm("sbatch", "--test-only", *command).split()))
+    if settings.dry_run:
+        print(shlex.join(["sbatch", *command]))
+        return 0
     job_id = slurm("sbatch", "--parsable", *command).split(";")[0].strip()
     _job_file(settings).write_text(job_id + "\n")
     _say(f"submitted job {job_id}; its log: {_log(settings, job_id)}")

@@ -47,6 +47,8 @@ class SlurmSettings:
     """An etcd that is there already, host:port; empty starts one on the first node."""
     reward_roots: tuple[str, ...] = (".",)
     """Folders that reward functions may lie in."""
+    dry_run: bool = False
+    """Show what would be submitted, and what Slurm says to it."""
 
     def __post_init__(self) -> None:
         raise_problems(self._problems())

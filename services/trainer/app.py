@@ -15,6 +15,7 @@ from realloc.rpc.server import App
 from realloc.shard.batch_reader import BatchReader
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
+from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
@@ -79,6 +80,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
                 shard["TransferService"].full_name,
             ),
             started=started,
+            facts=lambda: shard_facts(servicer.job_id),
             registration=registration(store, config, device=config.device, node=config.node),
         )
 

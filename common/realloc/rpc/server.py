@@ -32,9 +32,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
+from realloc.api.diagnostics.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from realloc.config import ServiceConfig
 from realloc.core.errors import ReallocError, Unavailable
 from realloc.rpc.calls import MAX_MESSAGE_BYTES
+from realloc.rpc.diagnostics import DiagnosticsServicer, ShardFacts, no_shard
 from realloc.rpc.interception import Around
 from realloc.rpc.server_errors import translated_errors
 from realloc.rpc.server_tracing import traced_calls
@@ -73,6 +75,8 @@ class App:
     """Entered with the address; others find the service while it is open."""
     draining: Callable[[], Awaitable[None]] | None = None
     """Called when the service is no longer registered: end streams that would never end."""
+    facts: Callable[[], ShardFacts] = no_shard
+    """What a shard tells `realloc doctor` about its device."""
 
 
 ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
@@ -123,7 +127,7 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
-    servicer = _add_services(server, app)
+    servicer = _add_services(server, app, config.instance)
     await _set_health(servicer, app, health_pb2.HealthCheckResponse.NOT_SERVING)
     address = _bind(server, config)
     await server.start()
@@ -143,12 +147,20 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
         await server.stop(grace)
 
 
-def _add_services(server: grpc.aio.Server, app: App) -> health.aio.HealthServicer:
+def _add_services(server: grpc.aio.Server, app: App, instance: str) -> health.aio.HealthServicer:
     for add, servicer in app.servicers:
         add(servicer, server)
+    diagnostics_pb2_grpc.add_DiagnosticsServiceServicer_to_server(
+        DiagnosticsServicer(instance, app.facts), server
+    )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (*app.service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    diagnostics = diagnostics_pb2.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name
+    names = (
+        *app.service_names,
+        diagnostics,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    )
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
     return health_servicer
 
