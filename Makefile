@@ -52,7 +52,7 @@ fix: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: setup ## All tests that need no GPU: real etcd, gloo ranks, vLLM
-	$(BIN)/python -m pytest -m "not gpu" --ignore tests/slurm tests
+	$(BIN)/python -m pytest -m "not gpu and not slurm" tests
 
 test-unit: setup ## Only the fast tests
 	$(BIN)/python -m pytest tests/unit tests/golden

@@ -1,13 +1,19 @@
 """The whole system as one Slurm job, on a Slurm of four virtual nodes."""
 
 import json
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
 from tests.support.slurm_machine import SlurmMachine
+
+pytestmark = pytest.mark.slurm
 
 SECONDS = 240.0
 """Longest wait for a cluster or a job: four nodes of two cores are slow."""
@@ -70,11 +76,19 @@ def endpoints(machine: SlurmMachine) -> dict[str, str]:
     return found
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for what Slurm does in its own time."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def assert_nothing_left(machine: SlurmMachine, job_id: str) -> None:
     """No process of a Slurm job, no entry in the queue, no endpoints."""
     _, left = psutil.wait_procs(machine.processes_of(job_id), timeout=30)
     assert not left
-    assert machine.run("squeue", "-h") == ""
+    wait_until(lambda: machine.run("squeue", "-h") == "")
     assert not (machine.folder / "run" / "endpoints.json").exists()
 
 
@@ -84,8 +98,49 @@ def test_a_ppo_job_runs_to_its_end_on_four_nodes(machine: SlurmMachine) -> None:
     slurm_job = endpoints(machine)["slurm_job"]
     job_id = submit(machine)
     updates = realloc(machine, "job", "watch", job_id)
-    assert updates[-1]["job"]["state"] == "SUCCEEDED", updates[-1]
+    assert updates[-1]["job"]["state"] == "succeeded", updates[-1]
     assert (Path(updates[-1]["job"]["checkpoint"]) / "COMPLETE").exists()
     down(machine)
     assert machine.job_field(slurm_job, "JobState") == "COMPLETED"
     assert_nothing_left(machine, slurm_job)
+
+
+def test_scancel_leaves_no_process_and_no_half_state(machine: SlurmMachine) -> None:
+    """A cluster that was cancelled in the middle of a job is gone, and the next one works."""
+    up(machine)
+    slurm_job = endpoints(machine)["slurm_job"]
+    job_id = submit(machine, iterations=1000)
+    first = machine.popen(
+        *(machine.python, "-m", "realloc.client.cli", "job", "watch", job_id, "--json")
+    )
+    assert first.stdout is not None
+    assert any(json.loads(line)["report"] for line in first.stdout), "no iteration ended"
+    machine.run("scancel", slurm_job)
+    first.communicate(timeout=SECONDS)
+    wait_until(lambda: machine.job_field(slurm_job, "JobState") == "CANCELLED")
+    assert_nothing_left(machine, slurm_job)
+
+    up(machine)
+    (shown,) = realloc(machine, "job", "show", job_id)
+    assert shown["job"]["state"] != "running"
+    down(machine)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--partition", "gpus"), "'gpus' does not exist; there are test"),
+        (("--nodes", "400"), "sbatch: .*Node count specification invalid"),
+        (("--time", "tomorrow"), "time: is 'tomorrow'"),
+        (("--python", "/nowhere/bin/python"), "/nowhere/bin/python cannot be run; give VENV"),
+        (("--etcd-endpoints", "127.0.0.1:1", "--sbatch-options=--nodelist=n9"), "n9"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_waits(
+    machine: SlurmMachine, options: tuple[str, ...], complaint: str
+) -> None:
+    """Slurm's own complaints and ours come at once, and nothing is queued."""
+    process = machine.popen(machine.python, "-m", "deploy.slurm", "up", "--dry-run=1", *options)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert re.search(complaint, output), output
+    assert machine.run("squeue", "-h") == ""
