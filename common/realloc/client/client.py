@@ -26,7 +26,8 @@ from realloc.core.job import IterationReport, Job, JobState
 from realloc.rpc.channel import connect_sync
 from realloc.wire.convert import from_proto, to_proto
 
-_ENDPOINTS_FILE = Path("run/endpoints.json")
+ENDPOINTS_FILE = Path("run/endpoints.json")
+"""What a cluster of this folder writes: the address of each process by name."""
 _WATCH_SECONDS = 7 * 24 * 3600.0
 
 
@@ -170,11 +171,11 @@ def default_address() -> str:
     if address := os.environ.get("REALLOC_ADDRESS", ""):
         return address
     try:
-        endpoints = json.loads(_ENDPOINTS_FILE.read_text())
+        endpoints = json.loads(ENDPOINTS_FILE.read_text())
         return str(endpoints["scheduler"])
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput.at(
             "REALLOC_ADDRESS",
-            f"is not set and {_ENDPOINTS_FILE} names no scheduler; start a cluster with "
+            f"is not set and {ENDPOINTS_FILE} names no scheduler; start a cluster with "
             "`make run`, or set it to host:port",
         ) from error

