@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 import torch
@@ -20,6 +21,7 @@ from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
+from realloc.transfer.link_meter import measure_links
 from services.trainer.config import TrainerConfig
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.servicer import TrainerServicer
@@ -61,6 +63,11 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             batches=batches,
             reader=reader,
             transfers=transfers,
+            measure=partial(
+                measure_links,
+                host=config.advertise_host or config.host,
+                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            ),
             abandon=_exit,
         )
 

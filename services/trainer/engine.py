@@ -16,7 +16,6 @@ from realloc.core.batch import Batch
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.settings import OptimizerSettings, PpoSettings
-from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +115,3 @@ class TrainerEngine(Protocol):
     def weight_version(self, model_id: str) -> int: ...
 
     def end_job(self) -> None: ...
-
-    def measure_links(self, world: MeterWorld) -> LinkMeasurement:
-        """Latency and bandwidth to the other trainers; only while no job runs."""
-        ...

@@ -21,7 +21,6 @@ from realloc.core.layout import LayoutKind
 from realloc.reallocation.families import canonical_tensors
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.layouts.tensor_parallel import padded_vocab_size
-from realloc.transfer.link_meter import LinkMeasurement, MeterWorld, measure_links
 from realloc.transfer.rendezvous import connect_store
 from services.trainer import megatron_shim
 from services.trainer.checkpoint import save_checkpoint
@@ -97,16 +96,6 @@ class MegatronEngine:
                 f"{world.store_host}:{world.store_port} in {world.timeout_seconds} s: {error}"
             ) from error
         self._job = _Job(world, WorldGroups(world.timeout_seconds))
-
-    def measure_links(self, world: MeterWorld) -> LinkMeasurement:
-        """Latency and bandwidth to the other trainers; only while no job runs.
-
-        Raises:
-            Unavailable: a peer did not come or fell silent.
-        """
-        if not self._interface_is_given:
-            choose_gloo_interface(world.store_host)
-        return measure_links(world, self._device)
 
     def create_model(self, spec: ModelSpec) -> None:
         """Build a model over its layout's ranks and load its weights.

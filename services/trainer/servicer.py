@@ -25,7 +25,7 @@ from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
 from realloc.telemetry.names import Attribute, Span
 from realloc.telemetry.spans import Attributes, current_traceparent, span
-from realloc.transfer.link_meter import MeterWorld
+from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
 
@@ -47,10 +47,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         batches: BatchStore,
         reader: BatchReader,
         transfers: TransferServicer,
+        measure: Callable[[MeterWorld], LinkMeasurement],
         abandon: Callable[[str], None],
     ) -> None:
         """
         Args:
+            measure: measures the links to other trainers, while no job is here.
             abandon: ends the process where its engine is beyond repair; takes the reason.
         """
         self._engine = engine
@@ -58,6 +60,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._batches = batches
         self._reader = reader
         self._transfers = transfers
+        self._measure = measure
         self._abandon = abandon
         self._world: JobWorld | None = None
         self._data: DataSource | None = None
@@ -149,7 +152,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 raise Conflict(f"job {self._world.job_id} holds this trainer; wait for its end")
             world = from_proto(request, MeterWorld)
             measured = await self._calls.run(
-                lambda: self._engine.measure_links(world),
+                lambda: self._measure(world),
                 sequence=0,
                 timeout=world.timeout_seconds,
             )

@@ -235,7 +235,7 @@ class SlurmMachine:
             time.sleep(0.2)
 
     def _stop(self) -> None:
-        self._cancel_jobs()
+        self.cancel_jobs()
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -245,7 +245,7 @@ class SlurmMachine:
                 daemon.kill()
                 daemon.wait()
 
-    def _cancel_jobs(self) -> None:
+    def cancel_jobs(self) -> None:
         """Jobs would go on without the daemons."""
         self.run("scancel", "--user", self.user, check=False)
         deadline = time.monotonic() + READY_SECONDS

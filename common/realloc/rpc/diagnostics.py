@@ -37,18 +37,26 @@ def no_shard() -> ShardFacts:
 class DiagnosticsServicer(diagnostics_pb2_grpc.DiagnosticsServiceServicer):
     """Looks at this process and its machine; touches no job."""
 
-    def __init__(self, name: str, facts: Callable[[], ShardFacts] = no_shard) -> None:
+    def __init__(
+        self,
+        name: str,
+        facts: Callable[[], ShardFacts] = no_shard,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         """
         Args:
             name: of this process; names its file in the test of a shared folder.
+            clock: nanoseconds since 1970.
         """
         self._name = name
         self._facts = facts
+        self._clock = clock
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:
         facts = self._facts()
         return pb.InspectResponse(
-            time_unix_nanos=time.time_ns(),
+            time_unix_nanos=self._clock(),
             num_gpus=facts.num_gpus,
             cuda_version=facts.cuda_version,
             job_id=facts.job_id,

@@ -9,15 +9,18 @@ What arrives is compared with what was sent, so a link that corrupts data fails 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore  # where torch declares its type
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
 from realloc.core.errors import InvalidInput, Unavailable
+from realloc.transfer.gloo import first_line
 from realloc.transfer.rendezvous import connect_store
 
 _SMALL_REPEATS = 20
@@ -80,110 +83,150 @@ def rounds_of_pairs(num_ranks: int) -> Iterator[list[tuple[int, int]]]:
         players = [players[0], players[-1], *players[1:-1]]
 
 
-def measure_links(world: MeterWorld, device: torch.device) -> LinkMeasurement:
-    """Measure in a process group of its own, which is gone afterwards.
+def measure_links(world: MeterWorld, *, host: str, device: torch.device) -> LinkMeasurement:
+    """Measure in groups of their own, beside any default world, which are gone afterwards.
+
+    Args:
+        host: address of this process that the others can connect to.
+        device: what the buffers are on; decides between gloo and NCCL.
 
     Raises:
         Unavailable: a peer did not come, fell silent, or sent something else.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(
-            backend,
-            store=PrefixStore(
-                world.measurement_id,
-                connect_store(world.store_host, world.store_port, world.timeout_seconds),
-            ),
-            rank=world.rank,
-            world_size=world.num_ranks,
-            timeout=timedelta(seconds=world.timeout_seconds),
+        store = PrefixStore(
+            world.measurement_id,
+            connect_store(world.store_host, world.store_port, world.timeout_seconds),
         )
-        meter = _Meter(world, device)
-        links = tuple(meter.links())
-        return LinkMeasurement(links=links, all_reduce_seconds=meter.sum_all(), backend=backend)
-    except (dist.DistError, RuntimeError) as error:
-        raise Unavailable(f"rank {world.rank}: {str(error).splitlines()[0]}") from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        meter = _Meter(world, _Groups(store, host, device, world.timeout_seconds))
+        return LinkMeasurement(
+            links=tuple(meter.links()), all_reduce_seconds=meter.sum_all(), backend=backend
+        )
+    except (DistError, RuntimeError) as error:
+        raise Unavailable(f"rank {world.rank}: {first_line(error)}") from error
+
+
+class _Groups:
+    """Makes process groups over a store; each is closed by its context."""
+
+    def __init__(
+        self, store: Store, host: str, device: torch.device, timeout_seconds: float
+    ) -> None:
+        self.device = device
+        self._store = store
+        self._host = host
+        self._timeout = timedelta(seconds=timeout_seconds)
+
+    @contextmanager
+    def open(self, rank: int, ranks: Sequence[int]) -> Iterator[Any]:
+        """The group of some ranks, this one among them; all of them open it."""
+        name = "-".join(map(str, ranks)) if len(ranks) == 2 else "all"
+        make = self._nccl if self.device.type == "cuda" else self._gloo
+        group = make(PrefixStore(name, self._store), ranks.index(rank), len(ranks))
+        try:
+            yield group
+        finally:
+            group.abort()
+
+    def _gloo(self, store: Store, rank: int, size: int) -> Any:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in torch's stubs
+        options._devices = [ProcessGroupGloo.create_device(hostname=self._host)]
+        options._timeout = self._timeout
+        return ProcessGroupGloo(store, rank, size, options)
+
+    def _nccl(self, store: Store, rank: int, size: int) -> Any:
+        from torch.distributed.distributed_c10d import ProcessGroupNCCL  # absent without CUDA
+
+        options = ProcessGroupNCCL.Options()
+        options._timeout = self._timeout
+        group = ProcessGroupNCCL(store, rank, size, options)
+        group.eager_connect_single_device(self.device)
+        return group
 
 
 class _Meter:
     """Sends, receives and sums; buffers are made once."""
 
-    def __init__(self, world: MeterWorld, device: torch.device) -> None:
+    def __init__(self, world: MeterWorld, groups: _Groups) -> None:
         self._world = world
-        self._device = device
-        self._timeout = timedelta(seconds=world.timeout_seconds)
+        self._groups = groups
         count = max(1, world.message_bytes // 4)
-        self._large = torch.full((count,), float(world.rank), device=device)
-        self._small = torch.full((1,), float(world.rank), device=device)
+        self._large = torch.full((count,), float(world.rank), device=groups.device)
+        self._small = torch.full((1,), float(world.rank), device=groups.device)
 
     def links(self) -> Iterator[LinkSample]:
         """This rank's pair of every round; a round begins when all have ended the last one."""
-        rank = self._world.rank
-        for pairs in rounds_of_pairs(self._world.num_ranks):
-            dist.all_reduce(torch.zeros(1, device=self._device))
-            mine = [pair for pair in pairs if rank in pair]
-            for low, high in mine:
-                yield self._pair(low, high)
+        everybody = range(self._world.num_ranks)
+        with self._groups.open(self._world.rank, everybody) as group:
+            for pairs in rounds_of_pairs(self._world.num_ranks):
+                self._reduce(group, torch.zeros_like(self._small))
+                for pair in pairs:
+                    if self._world.rank in pair:
+                        yield self._pair(pair)
+            # Nobody leaves while others still talk.
+            self._reduce(group, torch.zeros_like(self._small))
 
     def sum_all(self) -> float:
-        """Seconds of an all-reduce over all ranks."""
-        if self._world.num_ranks == 1:
+        """Seconds of an all-reduce over all ranks; 0 for a single one."""
+        everybody = range(self._world.num_ranks)
+        if len(everybody) == 1:
             return 0.0
-        return self._sum(None, range(self._world.num_ranks))
+        with self._groups.open(self._world.rank, everybody) as group:
+            return self._sum(group, everybody)
 
-    def _pair(self, low: int, high: int) -> LinkSample:
-        first, peer = self._world.rank == low, low + high - self._world.rank
-        latency = self._one_way(self._small, peer, first, _SMALL_REPEATS)
-        seconds = self._one_way(self._large, peer, first, _LARGE_REPEATS)
-        group = dist.new_group([low, high], timeout=self._timeout, use_local_synchronization=True)
-        try:
-            summed = self._sum(group, (low, high))
-        finally:
-            dist.destroy_process_group(group)
-        size = self._large.numel() * self._large.element_size()
+    def _pair(self, pair: tuple[int, int]) -> LinkSample:
+        with self._groups.open(self._world.rank, pair) as group:
+            latency = self._one_way(group, self._small, pair, _SMALL_REPEATS)
+            seconds = self._one_way(group, self._large, pair, _LARGE_REPEATS)
+            summed = self._sum(group, pair)
         return LinkSample(
-            peer=peer,
+            peer=sum(pair) - self._world.rank,
             latency_seconds=latency,
-            bytes_per_second=size / max(seconds - latency, 1e-9),
+            bytes_per_second=self._large.nbytes / max(seconds - latency, 1e-9),
             all_reduce_seconds=summed,
         )
 
-    def _one_way(self, sent: torch.Tensor, peer: int, first: bool, repeats: int) -> float:
-        """Half of the shortest round trip."""
+    def _one_way(
+        self, group: Any, sent: torch.Tensor, pair: tuple[int, int], repeats: int
+    ) -> float:
+        """Half of the shortest round trip between the ranks of a pair."""
+        mine = pair.index(self._world.rank)
+        begins, other, peer = mine == 0, 1 - mine, pair[1 - mine]
         arrived = torch.empty_like(sent)
         shortest = float("inf")
         for _ in range(1 + repeats):  # the first one opens connections
             self._wait()
             began = time.perf_counter()
-            for sends in (first, not first):
-                if sends:
-                    dist.send(sent, peer)
-                else:
-                    dist.recv(arrived, peer)
+            for sends in (begins, not begins):
+                work = group.send([sent], other, 0) if sends else group.recv([arrived], other, 0)
+                work.wait()
             self._wait()
             shortest = min(shortest, time.perf_counter() - began)
-        self._compare(arrived, float(peer), peer)
+        _compare(arrived, float(peer), f"a message of rank {peer}")
         return shortest / 2
 
-    def _sum(self, group: dist.ProcessGroup | None, ranks: "range | tuple[int, ...]") -> float:
+    def _sum(self, group: Any, ranks: Sequence[int]) -> float:
+        """Seconds of the fastest of some all-reduces."""
         shortest = float("inf")
         for _ in range(1 + _LARGE_REPEATS):
             total = self._large.clone()
             self._wait()
             began = time.perf_counter()
-            dist.all_reduce(total, group=group)
+            self._reduce(group, total)
             self._wait()
             shortest = min(shortest, time.perf_counter() - began)
-        self._compare(total, float(sum(ranks)), ranks)
+        _compare(total, float(sum(ranks)), f"the sum over ranks {list(ranks)}")
         return shortest
 
-    def _compare(self, arrived: torch.Tensor, wanted: float, who: object) -> None:
-        if not bool((arrived == wanted).all()):
-            raise RuntimeError(f"what came from {who} is not what was sent")
+    def _reduce(self, group: Any, values: torch.Tensor) -> None:
+        group.allreduce([values]).wait()
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
+        if self._groups.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def _compare(arrived: torch.Tensor, wanted: float, what: str) -> None:
+    if not bool((arrived == wanted).all()):
+        raise RuntimeError(f"{what} is not what was sent")

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from rich.console import Console
 
 from realloc.client.client import ENDPOINTS_FILE
 from realloc.client.doctor.examination import Examination, examine
-from realloc.client.doctor.findings import CheckResult, Status, worst
+from realloc.client.doctor.findings import CheckResult, Finding, Status, worst
 from realloc.core.errors import InvalidInput
 
+_SHOWN = 8
+"""Processes that are named where many have the same problem."""
 _STYLES = {
     Status.OK: "green",
     Status.SKIPPED: "dim",
@@ -76,12 +79,21 @@ def _say(console: Console, result: CheckResult) -> None:
     status = f"[{_STYLES[result.status]}]{result.status.value:8}[/]"
     console.print(f"{result.name:11} {status}", end="")
     console.print(result.summary, markup=False)
-    for finding in result.findings:
-        console.print(f"  {finding.subject}: {finding.problem}", markup=False)
-        console.print(f"    → {finding.advice}", markup=False)
+    for (problem, advice), subjects in _alike(result.findings).items():
+        more = f" and {len(subjects) - _SHOWN} more" if len(subjects) > _SHOWN else ""
+        console.print(f"  {', '.join(subjects[:_SHOWN])}{more}: {problem}", markup=False)
+        console.print(f"    → {advice}", markup=False)
 
 
-def _say_verdict(results: list[CheckResult]) -> None:
+def _alike(findings: Sequence[Finding]) -> dict[tuple[str, str], list[str]]:
+    """Whom the same problem befell: a cluster has many processes."""
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        subjects.setdefault((finding.problem, finding.advice), []).append(finding.subject)
+    return subjects
+
+
+def _say_verdict(results: Sequence[CheckResult]) -> None:
     counts = dict.fromkeys(Status, 0)
     for result in results:
         for finding in result.findings:
@@ -101,7 +113,7 @@ def _plain(result: CheckResult) -> dict[str, Any]:
     return plain
 
 
-def _write_links(results: list[CheckResult], arguments: argparse.Namespace) -> None:
+def _write_links(results: Sequence[CheckResult], arguments: argparse.Namespace) -> None:
     """The table of links for `realloc plan --links`."""
     if arguments.links is None:
         return

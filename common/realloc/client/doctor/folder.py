@@ -92,9 +92,9 @@ def _refusals(
                 status=Status.FAILED,
                 subject=f"{shard.name} ({shard.host})",
                 problem=str(answer),
-                advice=f"mount the shared file system at {folder} on {shard.host}"
+                advice="mount the shared file system there"
                 if missing
-                else f"let the user of the process on {shard.host} write to {folder}",
+                else "let the user of the process write there",
             )
 
 
