@@ -20,6 +20,7 @@ from deploy.local.supervisor import Program, Supervised
 from deploy.slurm.addresses import address_towards
 from deploy.slurm.commands import address_of, hostnames, slurm
 from deploy.slurm.devices import known_devices
+from deploy.slurm.jobs import PausedJobs
 from deploy.slurm.programs import (
     Place,
     control_programs,
@@ -36,6 +37,8 @@ from realloc.core.errors import ReallocError, Unavailable
 READY_SECONDS = 600.0
 _SHARED_SECONDS = 60.0
 """Longest wait until every node sees a new file: some file systems cache for so long."""
+_STOP_SECONDS = 30.0
+"""Of the margin before the time limit, what stopping the cluster may take."""
 ENDPOINTS_FILE = "endpoints.json"
 
 
@@ -67,6 +70,21 @@ class Head:
         await self._start_stage([nodes_program(settings, place)])
         endpoints = await self._wait_ready(place)
         self._publish(endpoints)
+        await self._paused_jobs(endpoints["scheduler"]).resume()
+
+    async def pause_jobs(self) -> None:
+        """Save what can be resumed, in the time that is left for it."""
+        if self._endpoints.exists():
+            scheduler = json.loads(self._endpoints.read_text())["scheduler"]
+            seconds = self._settings.margin_seconds - _STOP_SECONDS
+            await self._paused_jobs(scheduler).pause(timeout_seconds=seconds)
+
+    def _paused_jobs(self, scheduler: str) -> PausedJobs:
+        return PausedJobs(
+            path=self._settings.run_dir / "slurm" / "paused-jobs.json",
+            report=_say,
+            environment={**os.environ, "REALLOC_ADDRESS": scheduler},
+        )
 
     async def stop(self) -> None:
         """Stop everything, the nodes first; scancel has signalled every process already."""
@@ -157,6 +175,9 @@ async def run(settings: SlurmSettings) -> int:
         if starting.done():
             starting.result()
         number = await signalled
+        if number is signal.SIGUSR1:
+            _say("time is nearly over: pausing jobs")
+            await head.pause_jobs()
     finally:
         starting.cancel()
         signalled.cancel()
@@ -164,7 +185,7 @@ async def run(settings: SlurmSettings) -> int:
         _say("stopping")
         await head.stop()
     if number is signal.SIGUSR1:
-        _say("time is nearly over: queueing again")
+        _say("queueing again")
         slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     _say("stopped")
     return 0

@@ -62,8 +62,8 @@ class SlurmSettings:
             yield Problem("devices_per_node", f"is {self.devices_per_node} and must be at least 1")
         if not _TIME.fullmatch(self.time):
             yield Problem("time", f"is {self.time!r}; give 90, 04:00:00 or 2-00:00:00")
-        if self.margin_seconds < 30:
-            yield Problem("margin_seconds", f"is {self.margin_seconds}; ending takes at least 30")
+        if self.margin_seconds < 60:
+            yield Problem("margin_seconds", f"is {self.margin_seconds}; ending takes at least 60")
 
     @property
     def num_local_devices(self) -> int:
