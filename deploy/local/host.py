@@ -104,7 +104,7 @@ def etcd_programs(settings: HostSettings, etcd: Path) -> list[Program]:
     if settings.index >= settings.num_controlling:
         return []
     member = settings.members[settings.index]
-    others = [each for each in settings.members if each is not member]
+    others = [each for each in settings.members if each != member]
     return [
         Program(
             name=member.name,
