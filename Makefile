@@ -5,6 +5,8 @@ VENV ?= .venv
 # Where the CPU build of torch comes from; any index that has it will do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION ?= 2.13.0
+# What `make deploy` and `make undeploy` act on; docs/deploy.md has the variables of each.
+TARGET ?= local
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
@@ -83,12 +85,20 @@ run: setup ## Keep a local cluster up until Ctrl-C
 demo: setup ## Train a tiny model by SFT and PPO on a local cluster, and report
 	$(BIN)/python tools/demo.py
 
+<<<<<<< HEAD
+deploy: deploy-$(TARGET) ## Bring a cluster up: TARGET=local, kubernetes or slurm (docs/deploy.md)
+
+undeploy: undeploy-$(TARGET) ## Take it down again
+
+deploy-local: run
+=======
 deploy: deploy-$(or $(TARGET),local) ## Bring a cluster up: TARGET=local, kubernetes or slurm (docs/deploy.md)
 
 undeploy: undeploy-$(or $(TARGET),local) ## Take it down again
 
 deploy-local: run
 	@true # a rule of its own, or the pattern below would claim it
+>>>>>>> main
 
 undeploy-local:
 	@echo "a local cluster ends with Ctrl-C of its make run"

@@ -10,24 +10,22 @@
 Blocking; every call has a deadline and raises the classes of `realloc.core.errors`.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from realloc.api.scheduler.v1 import experiment_pb2, scheduler_pb2_grpc
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
+from realloc.client.access import security_towards
+from realloc.client.endpoints_file import ENDPOINTS_FILE, read_endpoints
 from realloc.core.errors import InvalidInput, JobFailed
 from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
 from realloc.rpc.channel import connect_sync
 from realloc.wire.convert import from_proto, to_proto
 
-ENDPOINTS_FILE = Path("run/endpoints.json")
-"""What a cluster of this folder writes: the address of each process by name."""
 _WATCH_SECONDS = 7 * 24 * 3600.0
 
 
@@ -78,12 +76,20 @@ class JobHandle:
 class Client:
     """A connection to the scheduler."""
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address: str = "", *, authority: str = "", token: str = "") -> None:
         """
         Args:
             address: ``host:port``; by default REALLOC_ADDRESS, else the local cluster's.
+            authority: file with the certificate of the cluster's authority; by default
+                REALLOC_CA. Only a cluster on this machine may have none.
+            token: who you are; by default REALLOC_TOKEN, else the text in REALLOC_TOKEN_FILE.
+
+        Raises:
+            InvalidInput: no address is known, or talking to it would not be safe.
         """
-        self._channel = connect_sync(address or default_address())
+        address = address or default_address()
+        security = security_towards(address, authority, token)
+        self._channel = connect_sync(address, security=security)
         self._scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
     def submit(self, experiment: Experiment, *, request_id: str = "") -> JobHandle:
@@ -170,12 +176,10 @@ def default_address() -> str:
     """
     if address := os.environ.get("REALLOC_ADDRESS", ""):
         return address
-    try:
-        endpoints = json.loads(ENDPOINTS_FILE.read_text())
-        return str(endpoints["scheduler"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput.at(
-            "REALLOC_ADDRESS",
-            f"is not set and {ENDPOINTS_FILE} names no scheduler; start a cluster with "
-            "`make run`, or set it to host:port",
-        ) from error
+    if address := read_endpoints().get("scheduler", ""):
+        return address
+    raise InvalidInput.at(
+        "REALLOC_ADDRESS",
+        f"is not set and {ENDPOINTS_FILE} names no scheduler; start a cluster with "
+        "`make run`, or set it to host:port",
+    )

@@ -12,6 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="members of etcd (default: REALLOC_ETCD_ENDPOINTS, else run/endpoints.json)",
     )
+    parser.add_argument(
+        "--tls-dir", default="", help="folder of an operator's certificate (REALLOC_TLS_DIR)"
+    )
     parser.add_argument("--folder", help="folder that all shards should share, for checkpoints")
     parser.add_argument("--no-links", action="store_true", help="measure no bandwidth")
     parser.add_argument("--links", type=Path, help="write the bandwidths for realloc plan --links")

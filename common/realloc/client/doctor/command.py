@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from realloc.client.client import ENDPOINTS_FILE
+from realloc.client.access import default_token
 from realloc.client.doctor.examination import Examination, examine
 from realloc.client.doctor.findings import CheckResult, Finding, Status, worst
+from realloc.client.endpoints_file import ENDPOINTS_FILE, read_endpoints
 from realloc.core.errors import InvalidInput
 
 _SHOWN = 8
@@ -31,8 +32,12 @@ _STYLES = {
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Examine, and print each result as it comes."""
+    here = read_endpoints()
+    tls_dir = arguments.tls_dir or os.environ.get("REALLOC_TLS_DIR", "") or here.get("tls_dir", "")
     what = Examination(
         etcd_endpoints=tuple(arguments.etcd or default_etcd()),
+        tls_dir=tls_dir,
+        token=default_token(here.get("token_file", "")) if tls_dir else "",
         folder=str(Path(arguments.folder).resolve()) if arguments.folder else "",
         measures_links=not arguments.no_links,
         message_bytes=int(arguments.message_mib * 2**20),
@@ -56,13 +61,12 @@ def default_etcd() -> list[str]:
     """
     if endpoints := os.environ.get("REALLOC_ETCD_ENDPOINTS", ""):
         return endpoints.split(",")
-    try:
-        return str(json.loads(ENDPOINTS_FILE.read_text())["etcd"]).split(",")
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput.at(
-            "--etcd",
-            f"is not given, REALLOC_ETCD_ENDPOINTS is not set, and {ENDPOINTS_FILE} names no etcd",
-        ) from error
+    if endpoints := read_endpoints().get("etcd", ""):
+        return endpoints.split(",")
+    raise InvalidInput.at(
+        "--etcd",
+        f"is not given, REALLOC_ETCD_ENDPOINTS is not set, and {ENDPOINTS_FILE} names no etcd",
+    )
 
 
 async def _run(what: Examination, arguments: argparse.Namespace) -> list[CheckResult]:

@@ -11,10 +11,24 @@ from realloc.coordination.membership import MEMBERS_PREFIX, Member
 from realloc.coordination.store import Store
 from realloc.core.errors import InvalidInput, ReallocError
 from realloc.core.mesh import Cluster, from_labels
+from realloc.rpc.channel import Channel
 from realloc.rpc.channels import Channels
 
 _MOST_AT_ONCE = 64
 """Processes that are asked at the same time."""
+
+
+class Reach:
+    """Channels to processes: schedulers know people by tokens, others by certificates."""
+
+    def __init__(self, peers: Channels, schedulers: Channels) -> None:
+        self._peers = peers
+        self._schedulers = schedulers
+
+    def channel(self, member: Member) -> Channel:
+        """The channel to a member."""
+        channels = self._schedulers if member.kind == "scheduler" else self._peers
+        return channels.get(member.address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +71,7 @@ class Deployment:
 
 async def read_deployment(
     store: Store,
-    channels: Channels,
+    reach: Reach,
     *,
     timeout_seconds: float,
     clock: Callable[[], float] = time.time,
@@ -74,7 +88,7 @@ async def read_deployment(
             members.append(Member.from_json(entry.value))
         except InvalidInput as error:
             unreadable[entry.key] = str(error)
-    answers, silent = await _ask(members, channels, timeout_seconds, clock)
+    answers, silent = await _ask(members, reach, timeout_seconds, clock)
     leaders = {}
     for kind in ("scheduler", "param_store"):
         leaders[kind] = bool((await store.list(f"/realloc/elections/{kind}/")).entries)
@@ -90,7 +104,7 @@ async def read_deployment(
 
 async def _ask(
     members: Sequence[Member],
-    channels: Channels,
+    reach: Reach,
     timeout_seconds: float,
     clock: Callable[[], float],
 ) -> tuple[dict[str, Answer], dict[str, str]]:
@@ -101,7 +115,7 @@ async def _ask(
     async def ask(member: Member) -> None:
         async with gate:
             try:
-                answers[member.key] = await _inspect(member, channels, timeout_seconds, clock)
+                answers[member.key] = await _inspect(member, reach, timeout_seconds, clock)
             except ReallocError as error:
                 silent[member.key] = str(error)
 
@@ -110,9 +124,9 @@ async def _ask(
 
 
 async def _inspect(
-    member: Member, channels: Channels, timeout_seconds: float, clock: Callable[[], float]
+    member: Member, reach: Reach, timeout_seconds: float, clock: Callable[[], float]
 ) -> Answer:
-    stub = diagnostics_pb2_grpc.DiagnosticsServiceStub(channels.get(member.address))
+    stub = diagnostics_pb2_grpc.DiagnosticsServiceStub(reach.channel(member))
     await stub.Inspect(pb.InspectRequest(), timeout=timeout_seconds)  # opens the connection
     before = clock()
     response = await stub.Inspect(pb.InspectRequest(), timeout=timeout_seconds)

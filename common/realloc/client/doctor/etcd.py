@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import grpc
 import grpc.aio
 from aetcd import rpc
 
 from realloc.client.doctor.findings import CheckResult, Finding, Status
 from realloc.coordination.etcd_channel import open_channel
+from realloc.security.tls import ChannelSecurity
 
 QUOTA_BYTES = 2 << 30
 """etcd's default; beyond it every write is refused."""
@@ -31,16 +31,16 @@ class EtcdMemberStatus:
 
 async def check_etcd(
     endpoints: Sequence[str],
-    credentials: grpc.ChannelCredentials | None,
+    security: ChannelSecurity | None,
     *,
     timeout_seconds: float,
 ) -> CheckResult:
     """Ask each member, those that the given ones name included."""
-    members = await _members(endpoints, credentials, timeout_seconds)
+    members = await _members(endpoints, security, timeout_seconds)
     statuses = await asyncio.gather(
-        *(_status(name, url, credentials, timeout_seconds) for name, url in members)
+        *(_status(name, url, security, timeout_seconds) for name, url in members)
     )
-    alarms = await _alarms(endpoints, credentials, timeout_seconds)
+    alarms = await _alarms(endpoints, security, timeout_seconds)
     return judge_etcd(statuses, alarms)
 
 
@@ -116,11 +116,11 @@ def _full(size: int, alarms: Sequence[str]) -> Iterator[Finding]:
 
 
 async def _members(
-    endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None, timeout: float
+    endpoints: Sequence[str], security: ChannelSecurity | None, timeout: float
 ) -> list[tuple[str, str]]:
     """Names and client addresses: as etcd lists them, else as they were given."""
     try:
-        async with open_channel(endpoints, credentials) as channel:
+        async with open_channel(endpoints, security) as channel:
             stub = rpc.ClusterStub(channel)
             listed = await stub.MemberList(
                 rpc.MemberListRequest(), timeout=timeout, wait_for_ready=True
@@ -134,12 +134,12 @@ async def _members(
 
 
 async def _status(
-    name: str, endpoint: str, credentials: grpc.ChannelCredentials | None, timeout: float
+    name: str, endpoint: str, security: ChannelSecurity | None, timeout: float
 ) -> EtcdMemberStatus:
     if not endpoint:
         return EtcdMemberStatus(name=name, endpoint="?", error="it never started")
     try:
-        async with open_channel([endpoint], credentials) as channel:
+        async with open_channel([endpoint], security) as channel:
             status = await rpc.MaintenanceStub(channel).Status(
                 rpc.StatusRequest(), timeout=timeout, wait_for_ready=True
             )
@@ -156,10 +156,10 @@ async def _status(
 
 
 async def _alarms(
-    endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None, timeout: float
+    endpoints: Sequence[str], security: ChannelSecurity | None, timeout: float
 ) -> list[str]:
     try:
-        async with open_channel(endpoints, credentials) as channel:
+        async with open_channel(endpoints, security) as channel:
             listed = await rpc.MaintenanceStub(channel).Alarm(
                 rpc.AlarmRequest(), timeout=timeout, wait_for_ready=True
             )

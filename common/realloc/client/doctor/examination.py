@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from realloc.client.doctor import processes
-from realloc.client.doctor.deployment import Deployment, read_deployment
+from realloc.client.doctor.certificates import check_certificates
+from realloc.client.doctor.deployment import Deployment, Reach, read_deployment
 from realloc.client.doctor.etcd import check_etcd
 from realloc.client.doctor.findings import CheckResult, Finding, Status, skipped
 from realloc.client.doctor.folder import check_folder
@@ -14,6 +17,7 @@ from realloc.client.doctor.links import check_links
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.core.errors import ReallocError
 from realloc.rpc.channels import Channels
+from realloc.security.tls import AUTHORITY_FILE, ETCD_NAME, client_security, peer_security
 
 LINKS_SECONDS = 900.0
 """Longest measurement of links, whatever the size of the cluster."""
@@ -24,6 +28,10 @@ class Examination:
     """What to check."""
 
     etcd_endpoints: Sequence[str]
+    tls_dir: str = ""
+    """Folder with an operator's certificate; empty where the cluster talks in the clear."""
+    token: str = ""
+    """Who the doctor is towards schedulers; needs to be an operator's."""
     folder: str = ""
     """Folder that all shards should share; empty checks none."""
     measures_links: bool = True
@@ -36,16 +44,17 @@ async def examine(
     what: Examination, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[CheckResult]:
     """The results as they come."""
+    security = peer_security(what.tls_dir, server_name=ETCD_NAME)
     etcd = await _bounded(
         "etcd",
-        check_etcd(what.etcd_endpoints, None, timeout_seconds=what.timeout_seconds),
+        check_etcd(what.etcd_endpoints, security, timeout_seconds=what.timeout_seconds),
         3 * what.timeout_seconds,
     )
     yield etcd
-    async with EtcdStore(tuple(what.etcd_endpoints)) as store, Channels() as channels:
+    async with EtcdStore(what.etcd_endpoints, security=security) as store, _reach(what) as reach:
         try:
             deployment = await read_deployment(
-                store, channels, timeout_seconds=what.timeout_seconds, clock=clock
+                store, reach, timeout_seconds=what.timeout_seconds, clock=clock
             )
         except ReallocError as error:
             yield skipped(
@@ -60,12 +69,31 @@ async def examine(
             processes.check_space,
         ):
             yield check(deployment)
-        async for result in _examine_shards(what, deployment, channels):
+        if what.tls_dir:
+            addresses = {
+                **{member.name: member.address for member in deployment.members},
+                **{f"etcd {endpoint}": endpoint for endpoint in etcd.data.get("members", ())},
+            }
+            dates = check_certificates(what.tls_dir, addresses, timeout=what.timeout_seconds)
+            yield await _bounded("certificates", dates, 4 * what.timeout_seconds)
+        async for result in _examine_shards(what, deployment, reach):
             yield result
 
 
+@asynccontextmanager
+async def _reach(what: Examination) -> AsyncIterator[Reach]:
+    """Channels to every process, with the certificate and the token of an operator."""
+    if not what.tls_dir:
+        async with Channels() as channels:
+            yield Reach(channels, channels)
+        return
+    people = client_security(Path(what.tls_dir, AUTHORITY_FILE), what.token)
+    async with Channels(peer_security(what.tls_dir)) as peers, Channels(people) as schedulers:
+        yield Reach(peers, schedulers)
+
+
 async def _examine_shards(
-    what: Examination, deployment: Deployment, channels: Channels
+    what: Examination, deployment: Deployment, reach: Reach
 ) -> AsyncIterator[CheckResult]:
     """The checks in which shards act."""
     if what.folder:
@@ -74,7 +102,7 @@ async def _examine_shards(
             check_folder(
                 what.folder,
                 deployment.shards(),
-                channels,
+                reach,
                 timeout_seconds=what.timeout_seconds,
             ),
             4 * what.timeout_seconds,
@@ -82,7 +110,7 @@ async def _examine_shards(
     else:
         yield skipped("folder", "none was named", "give --folder, where checkpoints go")
     if what.measures_links:
-        measured = check_links(deployment, channels, message_bytes=what.message_bytes)
+        measured = check_links(deployment, reach, message_bytes=what.message_bytes)
         yield await _bounded("links", measured, LINKS_SECONDS)
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from realloc.api.diagnostics.v1 import diagnostics_pb2 as pb
 from realloc.api.diagnostics.v1 import diagnostics_pb2_grpc
+from realloc.client.doctor.deployment import Reach
 from realloc.client.doctor.findings import CheckResult, Finding, Status
 from realloc.coordination.membership import Member
 from realloc.core.errors import NotFound, ReallocError
-from realloc.rpc.channels import Channels
 
 _LIST_AGAIN_SECONDS = 0.5
 
 
 async def check_folder(
-    folder: str, shards: Sequence[Member], channels: Channels, *, timeout_seconds: float
+    folder: str, shards: Sequence[Member], reach: Reach, *, timeout_seconds: float
 ) -> CheckResult:
     """Write, list until all is seen or the time is over, remove."""
-    probe = _Probe(folder, channels, timeout_seconds)
+    probe = _Probe(folder, reach, timeout_seconds)
     written = await probe.all(shards, pb.FOLDER_PHASE_WRITE)
     try:
         good = [shard for shard in shards if not isinstance(written[shard.key], ReallocError)]
@@ -41,9 +41,9 @@ async def check_folder(
 class _Probe:
     """One test; its files have a name of their own."""
 
-    def __init__(self, folder: str, channels: Channels, timeout_seconds: float) -> None:
+    def __init__(self, folder: str, reach: Reach, timeout_seconds: float) -> None:
         self._folder = folder
-        self._channels = channels
+        self._reach = reach
         self._timeout_seconds = timeout_seconds
         self._token = secrets.token_hex(8)
 
@@ -55,7 +55,7 @@ class _Probe:
         return {shard.key: answer for shard, answer in zip(shards, answers, strict=True)}
 
     async def _one(self, shard: Member, phase: "pb.FolderPhase.ValueType") -> Any:
-        stub = diagnostics_pb2_grpc.DiagnosticsServiceStub(self._channels.get(shard.address))
+        stub = diagnostics_pb2_grpc.DiagnosticsServiceStub(self._reach.channel(shard))
         request = pb.CheckFolderRequest(folder=self._folder, token=self._token, phase=phase)
         try:
             return await stub.CheckFolder(request, timeout=self._timeout_seconds)

@@ -9,12 +9,11 @@ from typing import Any
 
 from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
-from realloc.client.doctor.deployment import Deployment
+from realloc.client.doctor.deployment import Deployment, Reach
 from realloc.client.doctor.findings import CheckResult, Finding, Status, skipped
 from realloc.coordination.membership import Member
 from realloc.core.errors import ReallocError
 from realloc.cost.measured_links import LinkTable, MeasuredPair
-from realloc.rpc.channels import Channels
 
 _SLOW = 3.0
 """A pair this many times slower than the median of its kind is worth a look."""
@@ -48,9 +47,7 @@ def free_trainers(deployment: Deployment) -> tuple[Member, ...]:
     )
 
 
-async def check_links(
-    deployment: Deployment, channels: Channels, *, message_bytes: int
-) -> CheckResult:
+async def check_links(deployment: Deployment, reach: Reach, *, message_bytes: int) -> CheckResult:
     """Measure; a trainer that a job holds takes no part."""
     trainers = free_trainers(deployment)
     busy = [
@@ -61,7 +58,7 @@ async def check_links(
     if len(trainers) < 2:
         reason = f"jobs hold {', '.join(busy)}" if busy else "fewer than two trainers answer"
         return skipped("links", reason, "run it again when the cluster is idle")
-    outcome = await _measure(trainers, channels, message_bytes)
+    outcome = await _measure(trainers, reach, message_bytes)
     if outcome.failed:
         return _broken(outcome)
     table = _table(outcome, message_bytes)
@@ -73,9 +70,9 @@ async def check_links(
     )
 
 
-async def _measure(trainers: Sequence[Member], channels: Channels, message_bytes: int) -> _Outcome:
+async def _measure(trainers: Sequence[Member], reach: Reach, message_bytes: int) -> _Outcome:
     """All trainers at once; each answers or fails by the deadline."""
-    first = shard_pb2_grpc.TransferServiceStub(channels.get(trainers[0].address))
+    first = shard_pb2_grpc.TransferServiceStub(reach.channel(trainers[0]))
     try:
         meet = await first.GetRendezvous(shard_pb2.GetRendezvousRequest(), timeout=_WAIT_SECONDS)
     except ReallocError as error:
@@ -83,7 +80,7 @@ async def _measure(trainers: Sequence[Member], channels: Channels, message_bytes
     measurement_id = f"doctor-{secrets.token_hex(8)}"
 
     async def ask(rank: int, trainer: Member) -> Any:
-        stub = trainer_pb2_grpc.TrainerServiceStub(channels.get(trainer.address))
+        stub = trainer_pb2_grpc.TrainerServiceStub(reach.channel(trainer))
         request = trainer_pb2.MeasureLinksRequest(
             measurement_id=measurement_id,
             store_host=meet.host,
