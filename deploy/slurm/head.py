@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.local.etcd_server import EtcdMember
 from deploy.local.supervisor import Program, Supervised
-from deploy.slurm.addresses import address_towards
+from deploy.slurm.certificates import prepare_certificates, token_file
 from deploy.slurm.commands import address_of, hostnames, slurm
 from deploy.slurm.devices import known_devices
 from deploy.slurm.jobs import PausedJobs
@@ -30,9 +31,11 @@ from deploy.slurm.programs import (
     nodes_program,
 )
 from deploy.slurm.settings import SlurmSettings, read_settings
+from realloc.addresses import address_towards, is_loopback
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.core.errors import ReallocError, Unavailable
+from realloc.security.tls import ETCD_NAME, peer_security
 
 READY_SECONDS = 600.0
 _SHARED_SECONDS = 60.0
@@ -61,29 +64,38 @@ class Head:
         self._endpoints.unlink(missing_ok=True)
         await self._check_shared()
         host = self._own_address()
-        place = Place(host=host, etcd_endpoints=settings.etcd_endpoints)
+        certificates = None
+        if settings.always_encrypts or not is_loopback(host):
+            certificates = settings.run_dir / "certs"
+            prepare_certificates(certificates, host)
+        place = Place(host=host, etcd_endpoints=settings.etcd_endpoints, certificates=certificates)
         if not settings.etcd_endpoints:
-            place = await self._start_etcd(host)
+            place = await self._start_etcd(place)
         _say(f"starting services on {host}")
         await self._start_stage(control_programs(settings, place))
         _say(f"starting {settings.nodes} nodes of {settings.num_local_devices} devices")
         await self._start_stage([nodes_program(settings, place)])
         endpoints = await self._wait_ready(place)
+        endpoints |= _access(place)
         self._publish(endpoints)
-        await self._paused_jobs(endpoints["scheduler"]).resume()
+        await self._paused_jobs(endpoints).resume()
 
     async def pause_jobs(self) -> None:
         """Save what can be resumed, in the time that is left for it."""
         if self._endpoints.exists():
-            scheduler = json.loads(self._endpoints.read_text())["scheduler"]
+            endpoints = json.loads(self._endpoints.read_text())
             seconds = self._settings.margin_seconds - _STOP_SECONDS
-            await self._paused_jobs(scheduler).pause(timeout_seconds=seconds)
+            await self._paused_jobs(endpoints).pause(timeout_seconds=seconds)
 
-    def _paused_jobs(self, scheduler: str) -> PausedJobs:
+    def _paused_jobs(self, endpoints: Mapping[str, str]) -> PausedJobs:
+        access = {"REALLOC_ADDRESS": endpoints["scheduler"]}
+        if "authority" in endpoints:
+            access["REALLOC_CA"] = endpoints["authority"]
+            access["REALLOC_TOKEN_FILE"] = endpoints["token_file"]
         return PausedJobs(
             path=self._settings.run_dir / "slurm" / "paused-jobs.json",
             report=_say,
-            environment={**os.environ, "REALLOC_ADDRESS": scheduler},
+            environment={**os.environ, **access},
         )
 
     async def stop(self) -> None:
@@ -100,7 +112,8 @@ class Head:
         """The address of this node that the other nodes and the login node reach."""
         others = hostnames(os.environ["SLURM_JOB_NODELIST"])[1:]
         peers = [address_of(node) for node in others[:1]]
-        return address_towards(*peers, os.environ.get("SLURM_SUBMIT_HOST", ""))
+        peers.append(os.environ.get("SLURM_SUBMIT_HOST", ""))
+        return next(filter(None, map(address_towards, peers)), "127.0.0.1")
 
     async def _check_shared(self) -> None:
         """Every node must see what this one writes, before anything is started there."""
@@ -125,19 +138,26 @@ class Head:
                 "and VENV on a file system that all nodes mount"
             )
 
-    async def _start_etcd(self, host: str) -> Place:
-        member = EtcdMember.on_free_ports("slurm", self._settings.run_dir / "etcd", host=host)
+    async def _start_etcd(self, place: Place) -> Place:
+        member = EtcdMember.on_free_ports(
+            "slurm",
+            self._settings.run_dir / "etcd",
+            host=place.host,
+            tls_dir=place.tls_dir("etcd"),
+        )
         _say(f"starting etcd on {member.endpoint}")
         await self._start_stage([etcd_program(self._settings, member)])
         while not await asyncio.to_thread(member.answers):
             await asyncio.sleep(0.1)
-        return Place(host=host, etcd_endpoints=(member.endpoint,))
+        return replace(place, etcd_endpoints=(member.endpoint,))
 
     async def _wait_ready(self, place: Place) -> dict[str, str]:
         num_devices = self._settings.nodes * self._settings.num_local_devices
         counts = {"scheduler": 1, "plan_search": 1, "param_store": 1}
         counts |= {"trainer": num_devices, "generation": num_devices}
-        async with EtcdStore(place.etcd_endpoints) as store, Members(store) as members:
+        security = peer_security(str(place.tls_dir("operator") or ""), server_name=ETCD_NAME)
+        store = EtcdStore(place.etcd_endpoints, security=security)
+        async with store, Members(store) as members:
             waiting = asyncio.create_task(
                 members.wait_for(counts, timeout_seconds=READY_SECONDS), name="ready"
             )
@@ -160,6 +180,17 @@ class Head:
         stage = [Supervised(program, _say) for program in programs]
         self._stages.append(stage)
         await asyncio.gather(*(each.start() for each in stage))
+
+
+def _access(place: Place) -> dict[str, str]:
+    """What the endpoints file says about TLS, for clients and the doctor."""
+    if place.certificates is None:
+        return {}
+    return {
+        "authority": str(place.certificates / "client" / "ca.crt"),
+        "token_file": str(token_file(place.certificates)),
+        "tls_dir": str(place.tls_dir("operator")),
+    }
 
 
 async def run(settings: SlurmSettings) -> int:

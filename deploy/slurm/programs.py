@@ -10,6 +10,7 @@ from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdMember
 from deploy.local.programs import service_program
 from deploy.local.supervisor import Program
+from deploy.slurm.certificates import tokens_file
 from deploy.slurm.settings import SlurmSettings
 
 _SHARD_DRAIN_SECONDS = "5"
@@ -24,6 +25,12 @@ class Place:
     host: str
     """Address to listen on."""
     etcd_endpoints: tuple[str, ...]
+    certificates: Path | None = None
+    """Folder that `realloc certs init` made; None where everything is on loopback."""
+
+    def tls_dir(self, holder: str) -> Path | None:
+        """The certificate of one kind of process."""
+        return None if self.certificates is None else self.certificates / holder
 
 
 def etcd_program(settings: SlurmSettings, member: EtcdMember) -> Program:
@@ -38,6 +45,9 @@ def etcd_program(settings: SlurmSettings, member: EtcdMember) -> Program:
 
 def control_programs(settings: SlurmSettings, place: Place) -> list[Program]:
     """What runs once, on the first node."""
+    tokens = (
+        {} if place.certificates is None else {"tokens_file": str(tokens_file(place.certificates))}
+    )
     services: dict[str, dict[str, str]] = {
         "plan_search": {},
         "param_store": {"device_kind": settings.device_kind},
@@ -47,10 +57,11 @@ def control_programs(settings: SlurmSettings, place: Place) -> list[Program]:
             "device_kind": settings.device_kind,
             "device_memory_bytes": str(settings.device_memory_bytes),
             "reward_roots": ",".join(settings.reward_roots),
+            **tokens,
         },
     }
     return [
-        service_program(kind, settings.run_dir, {**_common(settings, place), **fields})
+        service_program(kind, settings.run_dir, {**_common(settings, place, kind), **fields})
         for kind, fields in services.items()
     ]
 
@@ -69,6 +80,7 @@ def nodes_program(settings: SlurmSettings, place: Place) -> Program:
             "deploy.slurm.node",
             str(settings.run_dir),
             ",".join(place.etcd_endpoints),
+            str(place.certificates or ""),
         ],
         log=settings.run_dir / "logs" / "nodes.log",
         stop_seconds=_NODES_STOP_SECONDS,
@@ -97,17 +109,18 @@ def shard_programs(
     for local in range(settings.num_local_devices):
         device = node * settings.num_local_devices + local
         fields = {
-            **_common(settings, place),
             "drain_seconds": _SHARD_DRAIN_SECONDS,
             "device": str(device),
             "node": str(node),
         }
-        rewards = {"reward_roots": ",".join(settings.reward_roots)}
+        trainer = {**_common(settings, place, "trainer"), **fields}
+        generation = {**_common(settings, place, "generation"), **fields}
+        generation["reward_roots"] = ",".join(settings.reward_roots)
         own, onwards = _visible(gpus[local : local + 1]), _visible(gpus[local:])
         found += [
-            service_program("trainer", settings.run_dir, fields, own),
+            service_program("trainer", settings.run_dir, trainer, own),
             # A replica may span the devices that follow its first one.
-            service_program("generation", settings.run_dir, {**fields, **rewards}, onwards),
+            service_program("generation", settings.run_dir, generation, onwards),
         ]
     return found
 
@@ -116,8 +129,10 @@ def _visible(gpus: Sequence[str]) -> Mapping[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
 
 
-def _common(settings: SlurmSettings, place: Place) -> dict[str, str]:
+def _common(settings: SlurmSettings, place: Place, kind: str) -> dict[str, str]:
+    tls_dir = place.tls_dir(kind)
     return {
+        **({} if tls_dir is None else {"tls_dir": str(tls_dir)}),
         "host": place.host,
         "etcd_endpoints": ",".join(place.etcd_endpoints),
         "trace_dir": str(settings.run_dir / "traces"),

@@ -47,6 +47,8 @@ class SlurmSettings:
     """An etcd that is there already, host:port; empty starts one on the first node."""
     reward_roots: tuple[str, ...] = (".",)
     """Folders that reward functions may lie in."""
+    always_encrypts: bool = False
+    """TLS also where every address is loopback; elsewhere it is always on."""
     dry_run: bool = False
     """Show what would be submitted, and what Slurm says to it."""
 

@@ -47,7 +47,8 @@ def nothing_stays(machine: SlurmMachine) -> Iterator[None]:
 def up(machine: SlurmMachine, *options: str) -> str:
     """Bring a cluster up; what the command printed."""
     process = machine.popen(
-        machine.python, "-m", "deploy.slurm", "up", "--nodes", "4", "--reward-roots", ".", *options
+        *(machine.python, "-m", "deploy.slurm", "up", "--nodes", "4", "--reward-roots", "."),
+        *("--always-encrypts", "yes", *options),
     )
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
