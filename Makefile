@@ -120,6 +120,7 @@ SLURM_OPTIONS = \
 	$(if $(TIME),--time=$(TIME)) $(if $(MARGIN),--margin-seconds=$(MARGIN)) \
 	$(if $(RUN_DIR),--run-dir=$(RUN_DIR)) $(if $(ETCD),--etcd-endpoints=$(ETCD)) \
 	$(if $(REWARD_ROOTS),--reward-roots=$(REWARD_ROOTS)) $(if $(DRY_RUN),--dry-run=1) \
+	$(if $(EXCLUSIVE),--exclusive=$(EXCLUSIVE)) \
 	$(if $(SBATCH_OPTIONS),--sbatch-options='$(SBATCH_OPTIONS)') \
 	$(if $(SRUN_OPTIONS),--srun-options='$(SRUN_OPTIONS)')
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.slurm.commands import (
+    PENDING,
     gpus_of,
     is_active,
     require_slurm,
@@ -72,9 +73,10 @@ def down(settings: SlurmSettings) -> int:
     job_id = _present_job(settings)
     if not job_id:
         raise NotFound(f"no Slurm job runs a cluster in {settings.run_dir}")
-    # To the batch script alone, which ends the rest; a plain scancel would hit everything at once.
-    slurm("scancel", "--batch", "--signal=TERM", job_id)
-    if not _wait_gone(job_id):
+    if state_of(job_id) != PENDING:
+        # To the batch script alone, which ends the rest; a plain scancel hits everything at once.
+        slurm("scancel", "--batch", "--signal=TERM", job_id)
+    if state_of(job_id) == PENDING or not _wait_gone(job_id):
         slurm("scancel", job_id)
         if not _wait_gone(job_id):
             raise Conflict(f"job {job_id} is still {state_of(job_id)}; see `squeue -j {job_id}`")
@@ -134,10 +136,10 @@ def _options(settings: SlurmSettings) -> list[str]:
         "partition": settings.partition,
         "account": settings.account,
         "gpus-per-node": str(settings.gpus_per_node) if settings.gpus_per_node else "",
-        # Without GPUs to count, a node is the unit.
-        "exclusive": "user" if settings.gpus_per_node == 0 else "",
     }
     options = [f"--{name}={value}" for name, value in named.items() if value]
+    if settings.exclusive:
+        options += ["--exclusive", "--mem=0"]  # all cores, and all memory
     return options + shlex.split(settings.sbatch_options)
 
 

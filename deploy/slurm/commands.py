@@ -10,6 +10,10 @@ from realloc.core.errors import InvalidInput, NotFound, Unavailable
 _SECONDS = 60.0
 GONE = "GONE"
 """State of a job that Slurm has forgotten."""
+UNKNOWN = "UNKNOWN"
+"""State of a job while Slurm's controller does not answer."""
+PENDING = "PENDING"
+_ACTIVE = {PENDING, "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "REQUEUED", UNKNOWN}
 
 
 def require_slurm() -> None:
@@ -66,21 +70,22 @@ def count_gpus(generic: str) -> int:
 
 
 def state_of(job_id: str) -> str:
-    """A job's state in one word: PENDING, RUNNING, COMPLETING, …, or GONE."""
-    # With a list of one job, squeue fails once Slurm has forgotten it.
-    result = subprocess.run(
-        ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
+    """A job's state in one word: PENDING, RUNNING, COMPLETING, …, GONE or UNKNOWN."""
+    query = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id]
+    try:
+        result = subprocess.run(
+            query, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return UNKNOWN
+    if result.returncode != 0 and "Invalid job id" not in result.stderr:
+        return UNKNOWN  # the controller restarts: not a word about the job
     return result.stdout.strip() or GONE
 
 
 def is_active(state: str) -> bool:
-    """True while a job waits, runs, or is about to end."""
-    return state in {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "REQUEUED"}
+    """True while a job waits, runs, or is about to end, and where nobody knows."""
+    return state in _ACTIVE
 
 
 def hostnames(nodelist: Sequence[str] | str) -> list[str]:

@@ -130,7 +130,14 @@ class Head:
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
-        output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(2 * _SHARED_SECONDS):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            raise Unavailable(
+                f"no answer from all nodes within {2 * _SHARED_SECONDS:.0f} s"
+            ) from None
         marker.unlink(missing_ok=True)
         if process.returncode:
             raise Unavailable(

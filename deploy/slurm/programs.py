@@ -91,7 +91,8 @@ def every_node(settings: SlurmSettings) -> Sequence[str]:
     """Options of an srun with one task on each node, which gets the whole node."""
     options = [f"--nodes={settings.nodes}", f"--ntasks={settings.nodes}", "--ntasks-per-node=1"]
     # --overlap: the first node runs the services beside its shards.
-    options += ["--overlap", "--kill-on-bad-exit=0", "--unbuffered"]
+    # --cpu-bind: the one task is a supervisor, whose processes share all cores.
+    options += ["--overlap", "--cpu-bind=none", "--kill-on-bad-exit=0", "--unbuffered"]
     if settings.gpus_per_node > 0:
         options.append(f"--gpus-per-node={settings.gpus_per_node}")
     return options

@@ -35,10 +35,12 @@ class SlurmSettings:
     """Time limit as Slurm writes it: minutes, hours:minutes:seconds, days-hours."""
     margin_seconds: int = 300
     """Seconds before the time limit at which jobs are checkpointed and this one is requeued."""
+    exclusive: bool = True
+    """Whole nodes; where others share them, ask for cores and memory in `sbatch_options`."""
     sbatch_options: str = ""
     """Further options for sbatch, such as ``--qos=high --reservation=rl``."""
     srun_options: str = ""
-    """Further options for the srun that starts the nodes, such as ``--cpu-bind=none``."""
+    """Further options for the srun that starts the nodes, such as ``--container-image=…``."""
     run_dir: Path = Path("run")
     """Folder that all nodes share: endpoints, logs, traces, etcd's data."""
     python: Path = Path(sys.executable)

@@ -17,6 +17,9 @@ pytestmark = pytest.mark.slurm
 SECONDS = 240.0
 """Longest wait for a cluster or a job: four nodes of two cores are slow."""
 
+_ITERATIONS = 40
+"""So many that a job is still running when the time limit is changed."""
+
 PPO: dict[str, Any] = {
     "name": "slurm-ppo",
     "algorithm": "ppo",
@@ -131,6 +134,49 @@ def test_scancel_leaves_no_process_and_no_half_state(machine: SlurmMachine) -> N
     (shown,) = realloc(machine, "job", "show", job_id)
     assert shown["job"]["state"] != "running"
     down(machine)
+
+
+def test_a_job_outlives_the_time_limit(machine: SlurmMachine) -> None:
+    """Near its limit the cluster saves the job, is queued again, and goes on where it was."""
+    up(machine, "--margin-seconds", "60")
+    slurm_job = endpoints(machine)["slurm_job"]
+    job_id = submit(
+        machine, iterations=_ITERATIONS, checkpoint={"folder": str(machine.folder / "saved")}
+    )
+    wait_until(lambda: len(reports(machine, job_id)) > 0)
+    # Slurm warns this long before the end, so it warns now, or within its period of 30 s.
+    set_minutes(machine, slurm_job, elapsed_minutes(machine, slurm_job) + 1)
+    wait_until(lambda: machine.job_field(slurm_job, "JobState") == "PENDING")
+    (paused,) = json.loads((machine.folder / "run" / "slurm" / "paused-jobs.json").read_text())
+    assert paused == job_id
+    set_minutes(machine, slurm_job, 60)
+
+    wait_until((machine.folder / "run" / "endpoints.json").exists)
+    assert machine.job_field(slurm_job, "Restarts") == "1"
+    updates = realloc(machine, "job", "watch", job_id)
+    assert updates[-1]["job"]["state"] == "succeeded", updates[-1]["job"]
+    numbers = [report["iteration"] for report in reports(machine, job_id)]
+    assert numbers == list(range(1, _ITERATIONS + 1))
+    down(machine)
+    assert_nothing_left(machine, slurm_job)
+
+
+def reports(machine: SlurmMachine, job_id: str) -> list[Any]:
+    """What each iteration of a job measured."""
+    (shown,) = realloc(machine, "job", "show", job_id)
+    found: list[Any] = shown["reports"]
+    return found
+
+
+def set_minutes(machine: SlurmMachine, slurm_job: str, minutes: int) -> None:
+    """Change a job's time limit, which the administrator of the tests' Slurm may."""
+    machine.run("scontrol", "update", f"JobId={slurm_job}", f"TimeLimit={minutes}")
+
+
+def elapsed_minutes(machine: SlurmMachine, slurm_job: str) -> int:
+    """Whole minutes that a job has run."""
+    hours, minutes, _ = machine.job_field(slurm_job, "RunTime").split(":")
+    return 60 * int(hours) + int(minutes)
 
 
 @pytest.mark.parametrize(
