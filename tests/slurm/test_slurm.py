@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
 SECONDS = 240.0
 """Longest wait for a cluster or a job: four nodes of two cores are slow."""
 
-_ITERATIONS = 40
+_ITERATIONS = 100
 """So many that a job is still running when the time limit is changed."""
 
 PPO: dict[str, Any] = {
@@ -145,7 +145,7 @@ def test_a_job_outlives_the_time_limit(machine: SlurmMachine) -> None:
     )
     wait_until(lambda: len(reports(machine, job_id)) > 0)
     # Slurm warns this long before the end, so it warns now, or within its period of 30 s.
-    set_minutes(machine, slurm_job, elapsed_minutes(machine, slurm_job) + 1)
+    set_minutes(machine, slurm_job, elapsed_minutes(machine, slurm_job) + 2)
     wait_until(lambda: machine.job_field(slurm_job, "JobState") == "PENDING")
     (paused,) = json.loads((machine.folder / "run" / "slurm" / "paused-jobs.json").read_text())
     assert paused == job_id
