@@ -99,10 +99,13 @@ def measure_links(world: MeterWorld, *, host: str, device: torch.device) -> Link
             world.measurement_id,
             connect_store(world.store_host, world.store_port, world.timeout_seconds),
         )
-        meter = _Meter(world, _Groups(store, host, device, world.timeout_seconds))
-        return LinkMeasurement(
-            links=tuple(meter.links()), all_reduce_seconds=meter.sum_all(), backend=backend
-        )
+        groups = _Groups(store, host, device, world.timeout_seconds)
+        with groups.open(world.rank, range(world.num_ranks)) as everybody:
+            meter = _Meter(world, groups, everybody)
+            links = meter.links()
+            seconds = meter.sum_all()
+            meter.meet()  # nobody leaves while others still talk
+        return LinkMeasurement(links=links, all_reduce_seconds=seconds, backend=backend)
     except (DistError, RuntimeError) as error:
         raise Unavailable(f"rank {world.rank}: {first_line(error)}") from error
 
@@ -148,38 +151,42 @@ class _Groups:
 class _Meter:
     """Sends, receives and sums; buffers are made once."""
 
-    def __init__(self, world: MeterWorld, groups: _Groups) -> None:
+    def __init__(self, world: MeterWorld, groups: _Groups, everybody: Any) -> None:
+        """``everybody``: the group of all ranks."""
         self._world = world
         self._groups = groups
+        self._everybody = everybody
         count = max(1, world.message_bytes // 4)
         self._large = torch.full((count,), float(world.rank), device=groups.device)
         self._small = torch.full((1,), float(world.rank), device=groups.device)
 
-    def links(self) -> Iterator[LinkSample]:
+    def links(self) -> tuple[LinkSample, ...]:
         """This rank's pair of every round; a round begins when all have ended the last one."""
-        everybody = range(self._world.num_ranks)
-        with self._groups.open(self._world.rank, everybody) as group:
-            for pairs in rounds_of_pairs(self._world.num_ranks):
-                self._reduce(group, torch.zeros_like(self._small))
-                for pair in pairs:
-                    if self._world.rank in pair:
-                        yield self._pair(pair)
-            # Nobody leaves while others still talk.
-            self._reduce(group, torch.zeros_like(self._small))
+        rank, found = self._world.rank, []
+        for pairs in rounds_of_pairs(self._world.num_ranks):
+            mine = next((pair for pair in pairs if rank in pair), None)
+            if mine is None:
+                self.meet()
+                continue
+            with self._groups.open(rank, mine) as group:
+                found.append(self._pair(group, mine))
+                self.meet()  # before the group closes: a peer may still be reading
+        return tuple(found)
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        self._reduce(self._everybody, torch.zeros_like(self._small))
 
     def sum_all(self) -> float:
         """Seconds of an all-reduce over all ranks; 0 for a single one."""
-        everybody = range(self._world.num_ranks)
-        if len(everybody) == 1:
+        if self._world.num_ranks == 1:
             return 0.0
-        with self._groups.open(self._world.rank, everybody) as group:
-            return self._sum(group, everybody)
+        return self._sum(self._everybody, range(self._world.num_ranks))
 
-    def _pair(self, pair: tuple[int, int]) -> LinkSample:
-        with self._groups.open(self._world.rank, pair) as group:
-            latency = self._one_way(group, self._small, pair, _SMALL_REPEATS)
-            seconds = self._one_way(group, self._large, pair, _LARGE_REPEATS)
-            summed = self._sum(group, pair)
+    def _pair(self, group: Any, pair: tuple[int, int]) -> LinkSample:
+        latency = self._one_way(group, self._small, pair, _SMALL_REPEATS)
+        seconds = self._one_way(group, self._large, pair, _LARGE_REPEATS)
+        summed = self._sum(group, pair)
         return LinkSample(
             peer=sum(pair) - self._world.rank,
             latency_seconds=latency,
