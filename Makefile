@@ -118,7 +118,7 @@ SLURM_OPTIONS = \
 	$(if $(DEVICES),--devices-per-node=$(DEVICES)) $(if $(DEVICE_KIND),--device-kind=$(DEVICE_KIND)) \
 	$(if $(PARTITION),--partition=$(PARTITION)) $(if $(ACCOUNT),--account=$(ACCOUNT)) \
 	$(if $(TIME),--time=$(TIME)) $(if $(MARGIN),--margin-seconds=$(MARGIN)) \
-	$(if $(RUN_DIR),--run-dir=$(RUN_DIR)) $(if $(ETCD),--etcd-endpoints=$(ETCD)) \
+	$(if $(RUN_DIR),--run-dir=$(RUN_DIR)) $(if $(ETCD),--etcd-endpoints=$(ETCD)) $(if $(CERTS),--certificates=$(CERTS)) \
 	$(if $(REWARD_ROOTS),--reward-roots=$(REWARD_ROOTS)) $(if $(DRY_RUN),--dry-run=1) \
 	$(if $(EXCLUSIVE),--exclusive=$(EXCLUSIVE)) \
 	$(if $(SBATCH_OPTIONS),--sbatch-options='$(SBATCH_OPTIONS)') \

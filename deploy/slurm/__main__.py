@@ -11,6 +11,7 @@ from deploy.slurm.commands import (
     PENDING,
     gpus_of,
     is_active,
+    reason_of,
     require_slurm,
     slurm,
     state_of,
@@ -161,8 +162,8 @@ def _follow(settings: SlurmSettings, job_id: str) -> None:
         if not is_active(state):
             raise JobFailed(f"job {job_id} ended ({state}) before it was ready; see {log}")
         if state != shown_state:
-            reason = slurm("squeue", "-h", "-o", "%r", "-j", job_id).strip()
-            _say(f"{state}{'' if reason in ('None', '') else f' ({reason})'}")
+            reason = reason_of(job_id)
+            _say(f"{state} ({reason})" if reason else state)
             shown_state = state
         time.sleep(_POLL_SECONDS)
     _say(f"ready: {endpoints}")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from deploy.slurm.settings import SlurmSettings
+from realloc.addresses import is_loopback
 from realloc.security.certificates import make_certificates, renew_certificates
 from realloc.security.roles import Role
 from realloc.security.tokens import create_token
@@ -9,22 +11,28 @@ from realloc.security.tokens import create_token
 _USER = "slurm"
 
 
-def prepare_certificates(folder: Path, host: str) -> None:
-    """Make an authority and a token on first use; fresh certificates at every start, for the
-    first node changes.
+def prepare_certificates(settings: SlurmSettings, host: str) -> Path | None:
+    """The folder of certificates; None where nothing leaves this machine.
+
+    The deployment's own folder gets an authority on first use, and fresh certificates at every
+    start, for the first node changes. One that was named in the settings is left as it is.
 
     Args:
         host: address of etcd and the scheduler.
     """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if (folder / "authority").exists():
-        renew_certificates(folder, [host])
-    else:
-        make_certificates(folder, [host])
+    named = settings.certificates
+    if not (named or settings.always_encrypts) and is_loopback(host):
+        return None
+    folder = Path(named) if named else settings.run_dir / "certs"
+    if not named:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        issue = renew_certificates if (folder / "authority").exists() else make_certificates
+        issue(folder, [host])
     if not token_file(folder).exists():
         token = create_token(tokens_file(folder), _USER, Role.OPERATOR, None)
         token_file(folder).touch(mode=0o600)
         token_file(folder).write_text(token + "\n")
+    return folder
 
 
 def tokens_file(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from realloc.core.errors import InvalidInput, NotFound, Unavailable
+from realloc.core.errors import InvalidInput, NotFound, ReallocError, Unavailable
 
 _SECONDS = 60.0
 GONE = "GONE"
@@ -81,6 +81,15 @@ def state_of(job_id: str) -> str:
     if result.returncode != 0 and "Invalid job id" not in result.stderr:
         return UNKNOWN  # the controller restarts: not a word about the job
     return result.stdout.strip() or GONE
+
+
+def reason_of(job_id: str) -> str:
+    """Why a job waits, in Slurm's word; empty where it does not, or nobody knows."""
+    try:
+        reason = slurm("squeue", "-h", "-o", "%r", "-j", job_id).strip()
+    except ReallocError:
+        return ""
+    return "" if reason == "None" else reason
 
 
 def is_active(state: str) -> bool:

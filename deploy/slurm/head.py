@@ -12,12 +12,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from deploy.local.etcd_server import EtcdMember
-from deploy.local.supervisor import Program, Supervised
+from deploy.local.stages import Stages
 from deploy.slurm.certificates import prepare_certificates, token_file
 from deploy.slurm.commands import address_of, hostnames, slurm
 from deploy.slurm.devices import known_devices
@@ -26,20 +26,19 @@ from deploy.slurm.programs import (
     Place,
     control_programs,
     etcd_program,
-    every_node,
     folders,
     nodes_program,
 )
 from deploy.slurm.settings import SlurmSettings, read_settings
-from realloc.addresses import address_towards, is_loopback
+from deploy.slurm.shared_folder import check_shared
+from realloc.addresses import address_towards
+from realloc.config import ConfigError
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
-from realloc.core.errors import ReallocError, Unavailable
+from realloc.core.errors import ReallocError
 from realloc.security.tls import ETCD_NAME, peer_security
 
 READY_SECONDS = 600.0
-_SHARED_SECONDS = 60.0
-"""Longest wait until every node sees a new file: some file systems cache for so long."""
 _STOP_SECONDS = 30.0
 """Of the margin before the time limit, what stopping the cluster may take."""
 ENDPOINTS_FILE = "endpoints.json"
@@ -51,7 +50,7 @@ class Head:
     def __init__(self, settings: SlurmSettings) -> None:
         self._settings = settings
         self._endpoints = settings.run_dir / ENDPOINTS_FILE
-        self._stages: list[list[Supervised]] = []
+        self._stages = Stages(_say)
 
     async def start(self) -> None:
         """Start everything and publish the endpoints.
@@ -62,19 +61,19 @@ class Head:
         settings = self._settings
         folders(settings.run_dir)
         self._endpoints.unlink(missing_ok=True)
-        await self._check_shared()
+        await check_shared(settings)
         host = self._own_address()
-        certificates = None
-        if settings.always_encrypts or not is_loopback(host):
-            certificates = settings.run_dir / "certs"
-            prepare_certificates(certificates, host)
-        place = Place(host=host, etcd_endpoints=settings.etcd_endpoints, certificates=certificates)
+        place = Place(
+            host=host,
+            etcd_endpoints=settings.etcd_endpoints,
+            certificates=prepare_certificates(settings, host),
+        )
         if not settings.etcd_endpoints:
             place = await self._start_etcd(place)
         _say(f"starting services on {host}")
-        await self._start_stage(control_programs(settings, place))
+        await self._stages.start(control_programs(settings, place))
         _say(f"starting {settings.nodes} nodes of {settings.num_local_devices} devices")
-        await self._start_stage([nodes_program(settings, place)])
+        await self._stages.start([nodes_program(settings, place)])
         endpoints = await self._wait_ready(place)
         endpoints |= _access(place)
         self._publish(endpoints)
@@ -101,12 +100,7 @@ class Head:
     async def stop(self) -> None:
         """Stop everything, the nodes first; scancel has signalled every process already."""
         self._endpoints.unlink(missing_ok=True)
-        for stage in self._stages:
-            for each in stage:
-                each.retire()
-        for stage in reversed(self._stages):
-            await asyncio.gather(*(each.stop() for each in stage))
-        self._stages.clear()
+        await self._stages.stop()
 
     def _own_address(self) -> str:
         """The address of this node that the other nodes and the login node reach."""
@@ -114,36 +108,6 @@ class Head:
         peers = [address_of(node) for node in others[:1]]
         peers.append(os.environ.get("SLURM_SUBMIT_HOST", ""))
         return next(filter(None, map(address_towards, peers)), "127.0.0.1")
-
-    async def _check_shared(self) -> None:
-        """Every node must see what this one writes, before anything is started there."""
-        marker = self._settings.run_dir / "slurm" / f"marker-{os.environ['SLURM_JOB_ID']}"
-        marker.touch()
-        script = (
-            f'for i in $(seq {_SHARED_SECONDS:.0f}); do ls "$(dirname "$1")" >/dev/null; '
-            '[ -e "$1" ] && break; sleep 1; done; '
-            '[ -e "$1" ] || { echo "$SLURMD_NODENAME does not see $1"; exit 1; }; '
-            '[ -x "$2" ] || { echo "$SLURMD_NODENAME cannot run $2"; exit 1; }'
-        )
-        command = ["srun", *every_node(self._settings), "bash", "-c", script, "check"]
-        command += [str(marker), sys.executable]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        try:
-            async with asyncio.timeout(2 * _SHARED_SECONDS):
-                output, _ = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            raise Unavailable(
-                f"no answer from all nodes within {2 * _SHARED_SECONDS:.0f} s"
-            ) from None
-        marker.unlink(missing_ok=True)
-        if process.returncode:
-            raise Unavailable(
-                f"the nodes do not share what they need: {output.decode().strip()}; put RUN_DIR "
-                "and VENV on a file system that all nodes mount"
-            )
 
     async def _start_etcd(self, place: Place) -> Place:
         member = EtcdMember.on_free_ports(
@@ -153,7 +117,7 @@ class Head:
             tls_dir=place.tls_dir("etcd"),
         )
         _say(f"starting etcd on {member.endpoint}")
-        await self._start_stage([etcd_program(self._settings, member)])
+        await self._stages.start([etcd_program(self._settings, member)])
         while not await asyncio.to_thread(member.answers):
             await asyncio.sleep(0.1)
         return replace(place, etcd_endpoints=(member.endpoint,))
@@ -182,11 +146,6 @@ class Head:
         partial.write_text(json.dumps(facts, indent=2) + "\n")
         partial.replace(self._endpoints)
         _say(f"ready: scheduler at {endpoints['scheduler']}")
-
-    async def _start_stage(self, programs: Sequence[Program]) -> None:
-        stage = [Supervised(program, _say) for program in programs]
-        self._stages.append(stage)
-        await asyncio.gather(*(each.start() for each in stage))
 
 
 def _access(place: Place) -> dict[str, str]:
@@ -242,7 +201,7 @@ def main() -> int:
     try:
         settings = known_devices(read_settings(Path(sys.argv[1])))
         return asyncio.run(run(settings))
-    except (ReallocError, RuntimeError) as error:
+    except (ReallocError, ConfigError, RuntimeError) as error:
         _say(f"failed: {error}")
         return 1
 

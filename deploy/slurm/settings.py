@@ -49,6 +49,8 @@ class SlurmSettings:
     """An etcd that is there already, host:port; empty starts one on the first node."""
     reward_roots: tuple[str, ...] = (".",)
     """Folders that reward functions may lie in."""
+    certificates: str = ""
+    """Folder as `realloc certs init` makes it; empty makes one in the run folder."""
     always_encrypts: bool = False
     """TLS also where every address is loopback; elsewhere it is always on."""
     dry_run: bool = False
