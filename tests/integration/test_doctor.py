@@ -97,7 +97,7 @@ def test_a_hung_shard_is_named_in_time(cluster: RunningCluster, capsys: CAPTURE)
         cluster.kill("trainer-1", signal.SIGCONT)
     (finding,) = check(report, "membership")["findings"]
     assert finding["subject"].startswith("trainer-1 (")
-    assert "did not answer in time" in finding["problem"]
+    assert "does not answer" in finding["problem"]
     assert time.monotonic() - began < 20
     cluster.wait_ready()
 

@@ -71,6 +71,13 @@ def test_every_rank_measures_every_other(ranks: RankProcesses, store: TransferSt
                 assert link.bytes_per_second > 1e6
 
 
+def test_two_ranks_are_a_world_too(ranks: RankProcesses, store: TransferStore) -> None:
+    """The pair is everybody, and still meets as a pair."""
+    worlds = [(world(store, "two", rank, num_ranks=2),) for rank in (0, 1)]
+    found = ranks.run(measure, worlds, timeout_seconds=3 * SECONDS)
+    assert [[each.peer for each in measurement.links] for measurement in found] == [[1], [0]]
+
+
 def test_a_rank_that_never_comes_is_an_error_in_time(
     ranks: RankProcesses, store: TransferStore
 ) -> None:

@@ -100,7 +100,7 @@ def measure_links(world: MeterWorld, *, host: str, device: torch.device) -> Link
             connect_store(world.store_host, world.store_port, world.timeout_seconds),
         )
         groups = _Groups(store, host, device, world.timeout_seconds)
-        with groups.open(world.rank, range(world.num_ranks)) as everybody:
+        with groups.open("all", world.rank, range(world.num_ranks)) as everybody:
             meter = _Meter(world, groups, everybody)
             links = meter.links()
             seconds = meter.sum_all()
@@ -122,9 +122,9 @@ class _Groups:
         self._timeout = timedelta(seconds=timeout_seconds)
 
     @contextmanager
-    def open(self, rank: int, ranks: Sequence[int]) -> Iterator[Any]:
-        """The group of some ranks, this one among them; all of them open it."""
-        name = "-".join(map(str, ranks)) if len(ranks) == 2 else "all"
+    def open(self, name: str, rank: int, ranks: Sequence[int]) -> Iterator[Any]:
+        """The group of some ranks, this one among them; all of them open it, and once: the
+        addresses of a first group of this name would stay in the store."""
         make = self._nccl if self.device.type == "cuda" else self._gloo
         group = make(PrefixStore(name, self._store), ranks.index(rank), len(ranks))
         try:
@@ -168,7 +168,7 @@ class _Meter:
             if mine is None:
                 self.meet()
                 continue
-            with self._groups.open(rank, mine) as group:
+            with self._groups.open("pair-{}-{}".format(*mine), rank, mine) as group:
                 found.append(self._pair(group, mine))
                 self.meet()  # before the group closes: a peer may still be reading
         return tuple(found)
