@@ -103,13 +103,18 @@ def assert_nothing_left(machine: SlurmMachine, job_id: str) -> None:
 
 
 def test_a_ppo_job_runs_to_its_end_on_four_nodes(machine: SlurmMachine) -> None:
-    """Trainers and replicas of four nodes do one job, and the end leaves nothing."""
+    """Trainers and replicas of four nodes do one job over TLS, the doctor is content, and the
+    end leaves nothing."""
     up(machine)
     slurm_job = endpoints(machine)["slurm_job"]
+    machine.run("mkdir", "saved")
     job_id = submit(machine)
     updates = realloc(machine, "job", "watch", job_id)
     assert updates[-1]["job"]["state"] == "succeeded", updates[-1]
     assert [each["report"]["weight_version"] for each in updates if each["report"]] == [2, 4]
+    (report,) = realloc(machine, "doctor", "--folder", "saved")
+    statuses = {check["name"]: check["status"] for check in report["checks"]}
+    assert statuses["certificates"] == statuses["folder"] == statuses["links"] == "ok", report
     down(machine)
     assert machine.job_field(slurm_job, "JobState") == "COMPLETED"
     assert_nothing_left(machine, slurm_job)
