@@ -72,8 +72,8 @@ def default_etcd() -> list[str]:
 async def _run(what: Examination, arguments: argparse.Namespace) -> list[CheckResult]:
     console = Console(highlight=False, soft_wrap=True, quiet=arguments.json)
     results = []
-    with console.status("asking etcd"):
-        async for result in examine(what):
+    with console.status("") as status:
+        async for result in examine(what, status.update):
             results.append(result)
             _say(console, result)
     return results

@@ -13,7 +13,7 @@ from realloc.client.doctor.deployment import Deployment, Reach, read_deployment
 from realloc.client.doctor.etcd import check_etcd
 from realloc.client.doctor.findings import CheckResult, Finding, Status, skipped
 from realloc.client.doctor.folder import check_folder
-from realloc.client.doctor.links import check_links
+from realloc.client.doctor.links import check_links, free_trainers
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.core.errors import ReallocError
 from realloc.rpc.channels import Channels
@@ -41,9 +41,14 @@ class Examination:
 
 
 async def examine(
-    what: Examination, clock: Callable[[], float] = time.time
+    what: Examination, progress: Callable[[str], object] = str
 ) -> AsyncIterator[CheckResult]:
-    """The results as they come."""
+    """The results as they come.
+
+    Args:
+        progress: told what is being done, before each part that takes time.
+    """
+    progress("asking etcd")
     security = peer_security(what.tls_dir, server_name=ETCD_NAME)
     etcd = await _bounded(
         "etcd",
@@ -52,10 +57,9 @@ async def examine(
     )
     yield etcd
     async with EtcdStore(what.etcd_endpoints, security=security) as store, _reach(what) as reach:
+        progress("asking every process")
         try:
-            deployment = await read_deployment(
-                store, reach, timeout_seconds=what.timeout_seconds, clock=clock
-            )
+            deployment = await read_deployment(store, reach, timeout_seconds=what.timeout_seconds)
         except ReallocError as error:
             yield skipped(
                 "processes", f"etcd does not say who is there: {error}", "mend etcd first"
@@ -74,9 +78,10 @@ async def examine(
                 **{member.name: member.address for member in deployment.members},
                 **{f"etcd {endpoint}": endpoint for endpoint in etcd.data.get("members", ())},
             }
+            progress("looking at certificates")
             dates = check_certificates(what.tls_dir, addresses, timeout=what.timeout_seconds)
             yield await _bounded("certificates", dates, 4 * what.timeout_seconds)
-        async for result in _examine_shards(what, deployment, reach):
+        async for result in _examine_shards(what, deployment, reach, progress):
             yield result
 
 
@@ -93,10 +98,14 @@ async def _reach(what: Examination) -> AsyncIterator[Reach]:
 
 
 async def _examine_shards(
-    what: Examination, deployment: Deployment, reach: Reach
+    what: Examination,
+    deployment: Deployment,
+    reach: Reach,
+    progress: Callable[[str], object],
 ) -> AsyncIterator[CheckResult]:
     """The checks in which shards act."""
     if what.folder:
+        progress(f"writing to {what.folder} from every shard")
         yield await _bounded(
             "folder",
             check_folder(
@@ -110,6 +119,7 @@ async def _examine_shards(
     else:
         yield skipped("folder", "none was named", "give --folder, where checkpoints go")
     if what.measures_links:
+        progress(f"measuring the links between {len(free_trainers(deployment))} trainers")
         measured = check_links(deployment, reach, message_bytes=what.message_bytes)
         yield await _bounded("links", measured, LINKS_SECONDS)
 
