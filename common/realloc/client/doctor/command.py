@@ -85,7 +85,8 @@ def _say(console: Console, result: CheckResult) -> None:
     console.print(result.summary, markup=False)
     for (problem, advice), subjects in _alike(result.findings).items():
         more = f" and {len(subjects) - _SHOWN} more" if len(subjects) > _SHOWN else ""
-        console.print(f"  {', '.join(subjects[:_SHOWN])}{more}: {problem}", markup=False)
+        if problem != result.summary:
+            console.print(f"  {', '.join(subjects[:_SHOWN])}{more}: {problem}", markup=False)
         console.print(f"    → {advice}", markup=False)
 
 

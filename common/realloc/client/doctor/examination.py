@@ -53,7 +53,7 @@ async def examine(
     etcd = await _bounded(
         "etcd",
         check_etcd(what.etcd_endpoints, security, timeout_seconds=what.timeout_seconds),
-        3 * what.timeout_seconds,
+        4 * what.timeout_seconds,
     )
     yield etcd
     async with EtcdStore(what.etcd_endpoints, security=security) as store, _reach(what) as reach:
