@@ -88,7 +88,9 @@ class HandMadeCluster:
 
     def start(self, index: int, command: str) -> None:
         """Run a line on a host, in the background."""
-        words = self.hosts.inside(index, ["bash", "-c", f"exec {command}"])
+        # They end with this process, even when it is killed.
+        words = ["setpriv", "--pdeathsig", "TERM", "--"]
+        words += self.hosts.inside(index, ["bash", "-c", f"exec {command}"])
         with (self.folder / f"host-{index}.log").open("ab") as log:
             self.running.append(
                 subprocess.Popen(
