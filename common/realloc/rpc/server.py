@@ -163,11 +163,11 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
 
 
 def _add_services(server: grpc.aio.Server, app: App, instance: str) -> health.aio.HealthServicer:
-    for add, servicer in app.servicers:
-        add(servicer, server)
     diagnostics_pb2_grpc.add_DiagnosticsServiceServicer_to_server(
         DiagnosticsServicer(instance, app.facts), server
     )
+    for add, servicer in app.servicers:
+        add(servicer, server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     diagnostics = diagnostics_pb2.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name
