@@ -127,7 +127,10 @@ def shard_programs(
 
 
 def _visible(gpus: Sequence[str]) -> Mapping[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    if not gpus:
+        return {}
+    # The numbering of nvidia-smi, and of Slurm.
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _common(settings: SlurmSettings, place: Place, kind: str) -> dict[str, str]:
