@@ -35,6 +35,7 @@ from realloc.addresses import address_towards
 from realloc.config import ConfigError
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
+from realloc.coordination.membership import forget_members
 from realloc.core.errors import ReallocError
 from realloc.security.tls import ETCD_NAME, peer_security
 
@@ -70,6 +71,8 @@ class Head:
         )
         if not settings.etcd_endpoints:
             place = await self._start_etcd(place)
+        async with self._store(place) as store:
+            await forget_members(store)  # a requeued job finds those of its last run
         _say(f"starting services on {host}")
         await self._stages.start(control_programs(settings, place))
         _say(f"starting {settings.nodes} nodes of {settings.num_local_devices} devices")
@@ -126,9 +129,7 @@ class Head:
         num_devices = self._settings.nodes * self._settings.num_local_devices
         counts = {"scheduler": 1, "plan_search": 1, "param_store": 1}
         counts |= {"trainer": num_devices, "generation": num_devices}
-        security = peer_security(str(place.tls_dir("operator") or ""), server_name=ETCD_NAME)
-        store = EtcdStore(place.etcd_endpoints, security=security)
-        async with store, Members(store) as members:
+        async with self._store(place) as store, Members(store) as members:
             waiting = asyncio.create_task(
                 members.wait_for(counts, timeout_seconds=READY_SECONDS), name="ready"
             )
@@ -138,6 +139,10 @@ class Head:
             ready = waiting.result()
         etcd = {"etcd": ",".join(place.etcd_endpoints)}
         return etcd | {member.name: member.address for member in ready}
+
+    def _store(self, place: Place) -> EtcdStore:
+        security = peer_security(str(place.tls_dir("operator") or ""), server_name=ETCD_NAME)
+        return EtcdStore(place.etcd_endpoints, security=security)
 
     def _publish(self, endpoints: dict[str, str]) -> None:
         """Write the endpoints file; whoever sees it sees all of it."""

@@ -36,7 +36,7 @@ PPO: dict[str, Any] = {
     "generation": {"max_new_tokens": 4},
     "ppo": {"mini_batches": 2},
     "pins": {"actor_train": "d2t2p1@0-3", "actor_gen": "d2t1p1@2-3"},
-    "call_timeout_seconds": 60,
+    "call_timeout_seconds": 300,
 }
 
 
