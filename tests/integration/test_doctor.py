@@ -59,7 +59,7 @@ def test_nothing_fails_on_a_healthy_cluster(
         "plan",
         "examples/ppo_8b.yaml",
         "--cluster",
-        "1xH100:2",
+        "1xH100:8",
         "--seconds",
         "1",
         "--json",
