@@ -21,6 +21,13 @@ from realloc.security.tls import AUTHORITY_FILE, ETCD_NAME, client_security, pee
 
 LINKS_SECONDS = 900.0
 """Longest measurement of links, whatever the size of the cluster."""
+_OF_PROCESSES = (
+    processes.check_membership,
+    processes.check_versions,
+    processes.check_clocks,
+    processes.check_devices,
+    processes.check_space,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,31 +65,33 @@ async def examine(
     yield etcd
     async with EtcdStore(what.etcd_endpoints, security=security) as store, _reach(what) as reach:
         progress("asking every process")
+        found: Deployment | ReallocError
         try:
-            deployment = await read_deployment(store, reach, timeout_seconds=what.timeout_seconds)
+            found = await read_deployment(store, reach, timeout_seconds=what.timeout_seconds)
         except ReallocError as error:
-            yield skipped(
-                "processes", f"etcd does not say who is there: {error}", "mend etcd first"
-            )
-            return
-        for check in (
-            processes.check_membership,
-            processes.check_versions,
-            processes.check_clocks,
-            processes.check_devices,
-            processes.check_space,
-        ):
-            yield check(deployment)
+            found = error
         if what.tls_dir:
-            addresses = {
-                **{member.name: member.address for member in deployment.members},
-                **{f"etcd {endpoint}": endpoint for endpoint in etcd.data.get("members", ())},
-            }
             progress("looking at certificates")
-            dates = check_certificates(what.tls_dir, addresses, timeout=what.timeout_seconds)
-            yield await _bounded("certificates", dates, 4 * what.timeout_seconds)
-        async for result in _examine_shards(what, deployment, reach, progress):
+            yield await _check_certificates(what, etcd, found)
+        if isinstance(found, ReallocError):
+            reason = f"etcd does not say who is there: {found}"
+            yield skipped("processes", reason, "mend etcd first")
+            return
+        for check in _OF_PROCESSES:
+            yield check(found)
+        async for result in _examine_shards(what, found, reach, progress):
             yield result
+
+
+async def _check_certificates(
+    what: Examination, etcd: CheckResult, found: Deployment | ReallocError
+) -> CheckResult:
+    """Those of etcd also where nobody can be found: an expired one may be why."""
+    addresses = {f"etcd {endpoint}": endpoint for endpoint in etcd.data.get("members", ())}
+    if isinstance(found, Deployment):
+        addresses |= {member.name: member.address for member in found.members}
+    dates = check_certificates(what.tls_dir, addresses, timeout=what.timeout_seconds)
+    return await _bounded("certificates", dates, 4 * what.timeout_seconds)
 
 
 @asynccontextmanager
