@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,9 +20,11 @@ from realloc.core.mesh import Cluster
 from realloc.rpc.channel import connect
 from realloc.rpc.server import App
 from realloc.shard.registration import registration
+from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.resumption import Resumption
 from services.scheduler.servicer import SchedulerServicer
 
 log = structlog.get_logger(__name__)
@@ -45,7 +48,11 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
         members = await stack.enter_async_context(Members(store))
         led = asyncio.create_task(_lead(store, members, settings, config.instance))
-        servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
+        jobs = JobStore(store)
+        resumption = Resumption(
+            jobs, partial(admit, cluster=settings.cluster, reward_roots=settings.reward_roots)
+        )
+        servicer = SchedulerServicer(jobs, resumption, config.trace_dir)
 
         async def draining() -> None:
             led.cancel()

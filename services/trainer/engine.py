@@ -25,6 +25,8 @@ class JobWorld:
     """The processes of one job, one rank per device of the job."""
 
     job_id: str
+    run_id: str
+    """Differs between two starts of the same job."""
     rank: int
     """This process within the job's world."""
     devices: tuple[int, ...]

@@ -86,9 +86,10 @@ class MegatronEngine:
             choose_gloo_interface(world.store_host)
         timeout = timedelta(seconds=world.timeout_seconds)
         try:
-            # Jobs that follow each other meet at the same store, each under its own names.
+            # Jobs that follow each other meet at the same store, each under its own names, and
+            # so do the starts of a job that was resumed.
             store = dist.PrefixStore(
-                world.job_id,
+                f"{world.job_id}/{world.run_id}",
                 connect_store(world.store_host, world.store_port, world.timeout_seconds),
             )
             dist.init_process_group(

@@ -123,7 +123,7 @@ class CheckpointFolder:
 
     def look(self) -> Listing:
         """The newest complete checkpoint; sizes are compared, contents are not read."""
-        broken = []
+        broken: list[str] = []
         for path in self._paths():
             try:
                 return Listing(newest=open_checkpoint(path), broken=tuple(broken))
