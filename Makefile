@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup protos check fix test test-unit test-integration test-faults test-gpu bench \
-	run demo deploy clean
+	run demo deploy undeploy clean
 
 help: ## Print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,7 +79,18 @@ run: setup ## Keep a local cluster up until Ctrl-C
 demo: setup ## Train a tiny model by SFT and PPO on a local cluster, and report
 	$(BIN)/python tools/demo.py
 
-deploy: run ## The same as run, until other targets exist
+deploy: deploy-$(or $(TARGET),local) ## Bring a cluster up: TARGET=local, kubernetes or slurm (docs/deploy.md)
+
+undeploy: undeploy-$(or $(TARGET),local) ## Take it down again
+
+deploy-local: run
+	@true # a rule of its own, or the pattern below would claim it
+
+undeploy-local:
+	@echo "a local cluster ends with Ctrl-C of its make run"
+
+deploy-% undeploy-%:
+	@echo "TARGET=$* is unknown; there are local, kubernetes and slurm (docs/deploy.md)" >&2; exit 2
 
 clean: ## Remove what runs left behind; keeps the environment
 	rm -rf run demo-report.json build dist *.egg-info common/*.egg-info
