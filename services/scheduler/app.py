@@ -24,6 +24,7 @@ from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.pausing import pause_jobs
 from services.scheduler.resumption import Resumption
 from services.scheduler.servicer import SchedulerServicer
 
@@ -43,6 +44,7 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         reward_roots=tuple(Path(root) for root in config.reward_roots),
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
+        recovery_timeout_seconds=config.recovery_timeout_seconds,
     )
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
@@ -55,6 +57,8 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         servicer = SchedulerServicer(jobs, resumption, config.trace_dir)
 
         async def draining() -> None:
+            if config.pause_seconds > 0:
+                await pause_jobs(jobs, timeout_seconds=config.pause_seconds)
             led.cancel()
             await asyncio.wait([led])
             servicer.close()

@@ -6,7 +6,6 @@ resumed or cancelled through any scheduler reaches it.
 
 import asyncio
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ import structlog
 from realloc.api.plan_search.v1 import plan_search_pb2_grpc
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
-from realloc.core.errors import NotFound, ReallocError, Unavailable
+from realloc.core.errors import ReallocError, Unavailable
 from realloc.core.experiment import Experiment
 from realloc.core.job import Job, JobState, Wanted
 from realloc.core.mesh import Cluster
@@ -27,6 +26,7 @@ from realloc.telemetry.names import Metric, Span
 from realloc.telemetry.spans import record, span
 from services.scheduler.admission import Admission, admit
 from services.scheduler.devices import Devices
+from services.scheduler.job_members import JobMembers
 from services.scheduler.job_run import JobRun, ShardLost
 from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
@@ -57,6 +57,8 @@ class DispatcherSettings:
     """Longest plan search."""
     member_timeout_seconds: float
     """Longest wait for the processes of a job's devices."""
+    recovery_timeout_seconds: float
+    """Longest wait for them where a job has lost one."""
 
 
 class Dispatcher:
@@ -167,7 +169,7 @@ class Dispatcher:
                 generators = generation_devices(admission.graph, plan)
                 reservation = self._devices.reserve({*trainers, *generators})
             async with reservation:
-                end = await self._run_until_it_ends(job.job_id, admission, plan, spans)
+                end = await self._run_until_it_ends(job, admission, plan, spans)
                 if end.paused:
                     await self._end(job.job_id, JobState.PAUSED, wanted=Wanted.NOTHING)
                 else:
@@ -195,16 +197,21 @@ class Dispatcher:
         return plan
 
     async def _run_until_it_ends(
-        self, job_id: str, admission: Admission, plan: ExecutionPlan, spans: JobSpans
+        self, job: Job, admission: Admission, plan: ExecutionPlan, spans: JobSpans
     ) -> RunEnd:
         """Run a job, again and again where it loses a shard and has where to go on from."""
         gone: frozenset[Member] = frozenset()
+        seconds = self._settings.member_timeout_seconds
+        if job.state is JobState.RECOVERING:
+            seconds = self._settings.recovery_timeout_seconds
         while True:
+            members = JobMembers(self._members, timeout_seconds=seconds, gone=gone)
             try:
-                return await self._run_once(job_id, admission, plan, spans, gone)
+                return await self._run_once(job.job_id, admission, plan, spans, members)
             except ShardLost as error:
-                await self._recover(job_id, error)
+                await self._recover(job.job_id, error)
                 gone |= error.members
+                seconds = self._settings.recovery_timeout_seconds
 
     async def _run_once(
         self,
@@ -212,20 +219,18 @@ class Dispatcher:
         admission: Admission,
         plan: ExecutionPlan,
         spans: JobSpans,
-        gone: Collection[Member],
+        members: JobMembers,
     ) -> RunEnd:
         resume = await asyncio.to_thread(self._resume_point, admission)
-        await self._jobs.move(job_id, JobState.STARTING, activity="connecting to shards")
         shards = connect_shards(
             self._connect,
-            trainers=await self._on_devices(
-                "trainer", trainer_devices(admission.graph, plan), gone
+            trainers=await members.on_devices("trainer", trainer_devices(admission.graph, plan)),
+            generators=await members.on_devices(
+                "generation", generation_devices(admission.graph, plan)
             ),
-            generators=await self._on_devices(
-                "generation", generation_devices(admission.graph, plan), gone
-            ),
-            param_store=await self._one("param_store", gone),
+            param_store=await members.one("param_store"),
         )
+        await self._jobs.move(job_id, JobState.STARTING, activity="connecting to shards")
         run = self._runs[job_id] = JobRun(
             jobs=self._jobs,
             members=self._members,
@@ -284,7 +289,8 @@ class Dispatcher:
         )
 
     async def _plan(self, admission: Admission) -> ExecutionPlan:
-        member = await self._one("plan_search")
+        seconds = self._settings.member_timeout_seconds
+        member = await JobMembers(self._members, timeout_seconds=seconds).one("plan_search")
         channel = self._connect(member.address)
         try:
             return await search_plan(
@@ -299,38 +305,6 @@ class Dispatcher:
     async def _end(self, job_id: str, state: JobState, **changes: Any) -> None:
         with suppress(ReallocError):
             await self._jobs.move(job_id, state, end_time=time.time(), activity="", **changes)
-
-    async def _one(self, kind: str, gone: Collection[Member] = ()) -> Member:
-        """A process of a kind; waits for one that is still starting."""
-        try:
-            async with asyncio.timeout(self._settings.member_timeout_seconds):
-                async for _ in self._members.changes():
-                    if present := self._present(kind, gone):
-                        return present[0]
-        except TimeoutError:
-            pass
-        raise Unavailable(f"no {kind} is registered")
-
-    def _present(self, kind: str, gone: Collection[Member]) -> list[Member]:
-        """Who is registered, but for those who are known to be gone: their lease may outlive
-        them by some seconds."""
-        return [each for each in self._members.current(kind) if each not in gone]
-
-    async def _on_devices(
-        self, kind: str, devices: Collection[int], gone: Collection[Member]
-    ) -> dict[int, Member]:
-        """The process of a kind on each device; waits for those that are still starting."""
-        try:
-            async with asyncio.timeout(self._settings.member_timeout_seconds):
-                async for _ in self._members.changes():
-                    present = {each.device: each for each in self._present(kind, gone)}
-                    if all(device in present for device in devices):
-                        return {device: present[device] for device in devices}
-        except TimeoutError:
-            pass
-        present = {each.device: each for each in self._present(kind, gone)}
-        missing = sorted(set(devices) - set(present))
-        raise NotFound(f"no {kind} shard is registered for device {', '.join(map(str, missing))}")
 
 
 def _fits(plan: ExecutionPlan, cluster: Cluster) -> bool:

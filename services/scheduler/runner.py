@@ -180,7 +180,7 @@ class JobRunner:
         self._done = resume.manifest.iteration if resume else 0
         self._wanted = Wanted.NOTHING
         self.unanswered: tuple[Member, ...] = ()
-        """Shards that did not answer when the job let go of them."""
+        """Processes that did not answer when the job let go of them."""
         self._checkpoints = JobCheckpoints(
             job_id=job_id,
             settings=self._experiment.checkpoint,
@@ -296,6 +296,7 @@ class JobRunner:
         members = [
             *(shard.member for shard in self._shards.trainers.values()),
             *(shard.member for shard in self._shards.generators.values()),
+            self._shards.members[-1],  # param-store
         ]
         answers = await asyncio.gather(
             *(
@@ -318,7 +319,7 @@ class JobRunner:
         )
         self.unanswered = tuple(
             member
-            for member, answer in zip(members, answers, strict=False)  # param-store comes last
+            for member, answer in zip(members, answers, strict=True)
             if isinstance(answer, Exception)
         )
 

@@ -62,6 +62,8 @@ def write_snapshot(snapshot: Snapshot, path: Path, stop: threading.Event) -> Sav
     """
     digest, size = hashlib.sha256(), 0
     try:
+        # Another host made the folder; a network file system may not show it here yet.
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for chunk in _chunks(snapshot):
                 if stop.is_set():
