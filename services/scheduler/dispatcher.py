@@ -280,7 +280,8 @@ class Dispatcher:
             job_id,
             JobState.RECOVERING,
             recoveries=job.recoveries + 1,
-            activity=f"recovering: {error}",
+            activity="waiting for its processes to be back",
+            warning=f"recovered: {error}",
         )
 
     async def _admit(self, experiment: Experiment) -> Admission:

@@ -72,4 +72,5 @@ def resumed(job: Job) -> Job:
         end_time=0.0,
         wanted=Wanted.NOTHING,
         recoveries=0,
+        warning="",
     )

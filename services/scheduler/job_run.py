@@ -145,7 +145,7 @@ class JobRun:
             iteration=done,
             evaluations=tuple(each for each in job.evaluations if done and each.iteration <= done),
             saved=self._resumed_from(job.saved),
-            warning=self._resume.warning,
+            warning="; ".join(filter(None, (job.warning, self._resume.warning))),
         )
 
     def _resumed_from(self, known: SavedCheckpoint | None) -> SavedCheckpoint | None:
