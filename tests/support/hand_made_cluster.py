@@ -103,6 +103,11 @@ class HandMadeCluster:
             token=(self.folder / "ada.token").read_text().strip(),
         )
 
+    @property
+    def etcd_endpoints(self) -> list[str]:
+        """Of its three members, by host."""
+        return [f"{host}:2379" for host in self.hosts.addresses]
+
     def etcd(self, index: int) -> psutil.Process:
         """The member of etcd on a host."""
         children = psutil.Process(self.running[index].pid).children(recursive=True)
