@@ -16,6 +16,8 @@ from realloc.shard.batches import BatchStore
 from realloc.shard.data_source import DataSource
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
+from realloc.telemetry.names import Attribute, Metric
+from realloc.telemetry.spans import record
 from realloc.wire.convert import from_proto, to_proto
 from services.generation.config import GenerationConfig
 from services.generation.engine import EngineSpec
@@ -143,6 +145,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return self._rollouts
 
     def _keep(self, request: pb.GenerateRequest, done: RolloutBatch) -> pb.GenerateResult:
+        record(Metric.DEVICE_BUSY_SECONDS, done.seconds, {Attribute.CALL: request.call})
         reference = self._batches.put(
             job_id=request.job_id,
             iteration=request.iteration,

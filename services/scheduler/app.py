@@ -25,6 +25,7 @@ from realloc.shard.registration import registration
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.measurements import JobMeasurements, observe_cluster
 from services.scheduler.servicer import SchedulerServicer
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,9 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
-        led = asyncio.create_task(_lead(store, members, settings, config))
+        measurements = JobMeasurements(JobStore(store))
+        observe_cluster(members, settings.cluster, measurements)
+        led = asyncio.create_task(_lead(store, members, settings, config, measurements))
         servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
 
         async def draining() -> None:
@@ -67,7 +70,11 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
 
 
 async def _lead(
-    store: Store, members: Members, settings: DispatcherSettings, config: SchedulerConfig
+    store: Store,
+    members: Members,
+    settings: DispatcherSettings,
+    config: SchedulerConfig,
+    measurements: JobMeasurements,
 ) -> None:
     """Dispatch whenever this process is the leader."""
     security = peer_security(config.tls_dir)
@@ -82,7 +89,7 @@ async def _lead(
             settings=settings,
         )
         with contextlib.suppress(ReallocError):
-            async with leadership:
+            async with leadership, measurements.following():
                 await _dispatch(leadership, dispatcher)
 
 

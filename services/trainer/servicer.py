@@ -23,8 +23,8 @@ from realloc.shard.data_source import DataSource
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
-from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import Attributes, current_traceparent, span
+from realloc.telemetry.names import Attribute, Metric, Span
+from realloc.telemetry.spans import Attributes, current_traceparent, record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
 
@@ -223,7 +223,9 @@ def _ranked(
         started = time.monotonic()
         with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
             value = work()
-        return _Timed(value=value, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        record(Metric.DEVICE_BUSY_SECONDS, seconds, {Attribute.CALL: request.call})
+        return _Timed(value=value, seconds=seconds)
 
     return spanned
 

@@ -71,6 +71,8 @@ class Attribute(StrEnum):
     STRATEGY = "realloc.strategy", "", "Parallel strategy, as d2t4p1."
     RANK = "realloc.rank", "", "Rank within the job's world."
     DEVICE = "realloc.device", "", "Global id of the device."
+    DEVICE_KIND = "realloc.device.kind", "", "Hardware of the device, as the cost model names it."
+    MEMBER_KIND = "realloc.member.kind", "", "scheduler, plan_search, param_store, …"
     LANE = "realloc.lane", "", "Row of the timeline within its process; empty is the main one."
     NUM_ROWS = "realloc.batch.rows", "{row}", "Rows of the batch."
     NUM_TOKENS = "realloc.batch.tokens", "{token}", "Tokens of the batch."
@@ -98,6 +100,8 @@ class Instrument(Enum):
 
     COUNTER = "counter"
     GAUGE = "gauge"
+    OBSERVED = "observed gauge"
+    """Read from a callback whenever metrics are exported."""
     HISTOGRAM = "histogram"
 
 
@@ -117,6 +121,12 @@ class Metric(StrEnum):
         return member
 
     JOBS_ENDED = "realloc.jobs.ended", Instrument.COUNTER, "{job}", "Jobs ended, by outcome."
+    JOB_IDLE_SECONDS = (
+        "realloc.job.idle",
+        Instrument.OBSERVED,
+        "s",
+        "Seconds since a running job last ended an iteration or an evaluation, by job.",
+    )
     ITERATION_SECONDS = "realloc.iteration.duration", Instrument.HISTOGRAM, "s", "One iteration."
     CALL_SECONDS = "realloc.call.duration", Instrument.HISTOGRAM, "s", "One function call."
     CALL_PREDICTED_SECONDS = (
@@ -125,15 +135,15 @@ class Metric(StrEnum):
         "s",
         "What the cost model expected of the same call.",
     )
-    REWARD = "realloc.reward.mean", Instrument.GAUGE, "1", "Mean reward of the iteration."
+    REWARD = "realloc.reward.mean", Instrument.GAUGE, "{reward}", "Mean reward of the iteration."
     KL = "realloc.kl.mean", Instrument.GAUGE, "nat", "Mean KL to the reference per sequence."
-    LOSS = "realloc.loss", Instrument.GAUGE, "1", "Mean loss of a train call, by model."
-    GRAD_NORM = "realloc.grad_norm", Instrument.GAUGE, "1", "Gradient norm before clipping."
+    LOSS = "realloc.loss", Instrument.GAUGE, "{loss}", "Mean loss of a train call, by model."
+    GRAD_NORM = "realloc.grad_norm", Instrument.GAUGE, "{norm}", "Gradient norm before clipping."
     TOKENS = "realloc.tokens", Instrument.COUNTER, "{token}", "Tokens processed, by call."
     WEIGHT_VERSION = (
         "realloc.weight_version",
         Instrument.GAUGE,
-        "1",
+        "{version}",
         "Version that the model serves.",
     )
     LOGPROB_DIFFERENCE = (
@@ -177,6 +187,24 @@ class Metric(StrEnum):
         Instrument.HISTOGRAM,
         "1",
         "Bytes that cross devices over the least that any plan must move.",
+    )
+    DEVICE_BUSY_SECONDS = (
+        "realloc.device.busy",
+        Instrument.COUNTER,
+        "s",
+        "Seconds in which a shard ran function calls; its rate is the busy share of the device.",
+    )
+    MEMBERS = (
+        "realloc.members",
+        Instrument.OBSERVED,
+        "{process}",
+        "Processes that are registered, by kind, as a scheduler sees them.",
+    )
+    DEVICES = (
+        "realloc.devices",
+        Instrument.OBSERVED,
+        "{device}",
+        "Devices that a scheduler is configured for: so many trainers should be registered.",
     )
     SEARCH_SECONDS = "realloc.search.duration", Instrument.HISTOGRAM, "s", "One plan search."
     RPC_SECONDS = "rpc.server.duration", Instrument.HISTOGRAM, "s", "One call, by method and code."
