@@ -15,8 +15,8 @@ from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.dataflow.catalog import build_graph
-from realloc.telemetry.names import Metric
-from realloc.telemetry.spans import record
+from realloc.telemetry.names import Metric, Span
+from realloc.telemetry.spans import record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.plan_search.plan_search import PlanSearch, estimate
 from services.plan_search.planner import PlanningTask
@@ -38,8 +38,9 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
             )
         started = time.monotonic()
         plans = self._search.plans(_task(request), seconds=request.seconds)
-        while (plan := await asyncio.to_thread(next, plans, None)) is not None:
-            yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
+        with span(Span.SEARCH):
+            while (plan := await asyncio.to_thread(next, plans, None)) is not None:
+                yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
         record(Metric.SEARCH_SECONDS, time.monotonic() - started)
 
     async def EstimatePlan(

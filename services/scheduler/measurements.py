@@ -26,6 +26,8 @@ _GAUGES = {
 _GAUGES_OF_MODELS = {"loss": Metric.LOSS, "grad_norm": Metric.GRAD_NORM}
 """The same for ``MODEL/metric``."""
 
+KINDS = ("scheduler", "plan_search", "param_store", "trainer", "generation")
+"""What is counted among the members; one of which there is none counts 0."""
 REALLOCATE = "reallocate:"
 """Stages that param-store measures."""
 
@@ -105,7 +107,8 @@ def observe_cluster(members: Members, cluster: Cluster, jobs: JobMeasurements) -
     """Let members, devices and idle jobs be read at each export; once per process."""
 
     def by_kind() -> Mapping[str, float]:
-        return Counter(member.kind for member in members.current())
+        counted = Counter(member.kind for member in members.current())
+        return {kind: counted[kind] for kind in KINDS}
 
     observe(Metric.MEMBERS, by_kind, Attribute.MEMBER_KIND)
     observe(

@@ -86,7 +86,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
         self._tokenizers[request.model_id] = request.tokenizer
-        await self._run(request.sequence, lambda: self._engine.create_model(spec))
+        with span(Span.LOAD_MODEL, {Attribute.MODEL_ID: request.model_id}):
+            await self._run(request.sequence, lambda: self._engine.create_model(spec))
         return pb.CreateModelResponse()
 
     async def RunInference(
@@ -184,7 +185,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             )
             for group in given.groups
         ]
-        return await self._or_skip(sequence, lambda: self._reader.read(groups))
+        with span(Span.PULL_BATCH) as current:
+            batch = await self._or_skip(sequence, lambda: self._reader.read(groups))
+            current.set_attribute(Attribute.NUM_ROWS, batch.num_rows)
+        return batch
 
     def _keep(self, request: pb.RunInferenceRequest, scored: Batch) -> BatchReference:
         """Store results under the name that the graph gives them."""

@@ -30,7 +30,6 @@ class Span(StrEnum):
     CHECKPOINT = "checkpoint", "Writing a checkpoint."
     LOAD_MODEL = "model.load", "Building a model and filling its weights."
     ROLLOUT = "rollout", "One batch of prompts in a generation engine, until all have ended."
-    REWARD = "reward", "Scoring finished rollouts with the user's reward function."
     PULL_BATCH = "batch.pull", "Fetching rows of batches from other shards."
     TRAIN_STEP = "train.step", "One optimizer step: forward, backward, reduction, update."
     REALLOCATION = "reallocation", "One model from one layout to another, to a new version."
@@ -41,7 +40,6 @@ class Span(StrEnum):
     REALLOCATION_COMMIT = "reallocation.commit", "Engines flip to the new version."
     REALLOCATION_ABORT = "reallocation.abort", "Shadows are dropped after a failure."
     SEARCH = "plan_search", "Searching an execution plan."
-    SIMULATE = "plan_search.simulate", "Simulating given plans."
 
 
 class Attribute(StrEnum):
@@ -66,18 +64,15 @@ class Attribute(StrEnum):
     MODEL_ID = "realloc.model.id", "", "Model within the job: actor, critic, ref."
     WEIGHT_VERSION = "realloc.model.weight_version", "", "Optimizer steps behind the weights."
     LAYOUT = "realloc.layout", "", "Layout of the model, as megatron:d1t2p1@0,1."
-    SOURCE_LAYOUT = "realloc.layout.source", "", "Layout that the weights come from."
-    MESH = "realloc.mesh", "", "Devices of the call, as 0-3."
-    STRATEGY = "realloc.strategy", "", "Parallel strategy, as d2t4p1."
-    RANK = "realloc.rank", "", "Rank within the job's world."
-    DEVICE = "realloc.device", "", "Global id of the device."
     DEVICE_KIND = "realloc.device.kind", "", "Hardware of the device, as the cost model names it."
-    MEMBER_KIND = "realloc.member.kind", "", "scheduler, plan_search, param_store, …"
+    MEMBER_KIND = (
+        "realloc.member.kind",
+        "",
+        "scheduler, plan_search, param_store, trainer or generation.",
+    )
     LANE = "realloc.lane", "", "Row of the timeline within its process; empty is the main one."
     NUM_ROWS = "realloc.batch.rows", "{row}", "Rows of the batch."
     NUM_TOKENS = "realloc.batch.tokens", "{token}", "Tokens of the batch."
-    PREDICTED_SECONDS = "realloc.predicted_seconds", "s", "What the cost model expected."
-    SESSION_ID = "realloc.reallocation.session", "", "Id of the reallocation."
     MOVED_BYTES = "realloc.reallocation.bytes", "By", "Bytes written at all destinations."
     LOCAL_BYTES = "realloc.reallocation.local_bytes", "By", "Bytes that stay on their device."
     CROSS_DEVICE_BYTES = "realloc.reallocation.cross_device_bytes", "By", "Between devices."

@@ -270,7 +270,7 @@ def test_accounts_have_no_rights(objects):
 
 
 def test_everything_that_runs_on_is_probed(objects):
-    """Startup, readiness and liveness of every container but the job's; by gRPC, but for etcd."""
+    """Startup, readiness and liveness of every container but the job's; ours by gRPC."""
     for name, _, container in containers(tuple(of_kind(objects, "Deployment", "StatefulSet"))):
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             found = container[probe]
@@ -278,7 +278,7 @@ def test_everything_that_runs_on_is_probed(objects):
                 ports = {port["containerPort"] for port in container["ports"]}
                 assert found["grpc"]["port"] in ports, name
             else:
-                assert "httpGet" in found, name
+                assert found.keys() & {"httpGet", "tcpSocket"}, name
     node = named(objects, "StatefulSet", "shards")
     assert pod_of(node)["containers"][0]["livenessProbe"]["grpc"]["service"] == ALIVE
 
@@ -343,7 +343,7 @@ def test_what_pods_mount_exists(objects):
 Flow = tuple[str, str, int]
 """From one workload to another, at a port."""
 
-PROBED_PORTS = (2379, 2380, 2381, 4317, 7000, 7001, 7100, 7299, 7300, 29500)
+PROBED_PORTS = (2379, 2380, 2381, 3000, 3200, 4317, 7000, 7001, 7100, 7299, 7300, 8889, 9090, 29500)
 """A port of each kind, and some that nobody should reach."""
 
 
@@ -353,6 +353,10 @@ def expected_flows(config: NodeConfig) -> set[Flow]:
     workload = parties | dict.fromkeys(SHARDS, "shards")
     flows: set[Flow] = {(each, "etcd", 2379) for each in workload.values()}
     flows |= {("etcd", "etcd", 2380), ("smoke", "scheduler", 7000)}
+    flows |= {(each, "collector", 4317) for each in workload.values()}
+    flows |= {("collector", "tempo", 4317), ("grafana", "tempo", 3200)}
+    flows |= {("prometheus", "collector", 8889), ("prometheus", "etcd", 2381)}
+    flows |= {("grafana", "prometheus", 9090)}
     for service, roles in ALLOWED.items():
         kind = service.split(".")[2]
         servers = SHARDS if kind == "shard" else (kind,)
@@ -374,7 +378,6 @@ def test_policies_allow_what_is_needed_and_nothing_else(objects):
     labels = {
         each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
         for each in of_kind(objects, *POD_KINDS)
-        if each["metadata"]["name"] in ("etcd", "shards", "smoke", *CONTROL)
     }
     policies = of_kind(objects, "NetworkPolicy")
     allowed = {
