@@ -9,16 +9,23 @@ from typing import Any
 from realloc.config import ServiceConfig
 from realloc.coordination.membership import Member, Registration
 from realloc.coordination.store import Store
+from realloc.shard.place import DevicePlace
 
 
 def registration(
-    store: Store, config: ServiceConfig, *, device: int | None = None, node: int | None = None
+    store: Store,
+    config: ServiceConfig,
+    *,
+    device: int | None = None,
+    node: int | None = None,
+    place: DevicePlace | None = None,
 ) -> Callable[[str], AbstractAsyncContextManager[Any]]:
     """What `realloc.rpc.server.App.registration` wants: a member while the context is open.
 
     Args:
         device: global id of the device that the process owns.
         node: index of the node that holds the device.
+        place: where it sits there.
     """
 
     @asynccontextmanager
@@ -31,6 +38,7 @@ def registration(
             host=socket.gethostname(),
             device=device,
             node=node,
+            labels=place.labels() if place else {},
         )
         async with Registration(store, member):
             yield
