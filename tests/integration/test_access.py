@@ -24,6 +24,7 @@ import realloc.api
 from realloc.config import ServiceConfig
 from realloc.core.errors import NotFound, PermissionDenied, ReallocError, Unauthenticated
 from realloc.rpc.channel import Channel, connect
+from realloc.rpc.channels import Channels
 from realloc.rpc.server import App, running
 from realloc.security.certificates import make_certificates
 from realloc.security.roles import ALLOWED, CLIENT_SERVICE, PEOPLE, PROCESSES, Role, may_call
@@ -301,6 +302,25 @@ def test_servers_show_new_certificates_without_a_restart(keys: Keys, tmp_path: P
             stranger = peer_security(str(keys.strangers / "scheduler"))
             assert stranger is not None
             assert "UNIMPLEMENTED" in str(await first_outcome(address, stranger))
+
+    within(work)
+
+
+def test_kept_channels_show_new_certificates(keys: Keys, tmp_path: Path) -> None:
+    """A process that gets another certificate shows it from the next call on."""
+    mine = tmp_path / "mine"
+    shutil.copytree(keys.ours / "trainer", mine)
+    method = next(each for each in METHODS if each.name == "Reallocate")
+
+    async def work() -> None:
+        async with (
+            serving(keys, "param_store", for_people=False) as address,
+            Channels(peer_security(str(mine))) as channels,
+        ):
+            assert channels.get(address) is channels.get(address)
+            assert isinstance(await outcome(channels.get(address), method), PermissionDenied)
+            shutil.copytree(keys.ours / "scheduler", mine, dirs_exist_ok=True)
+            assert isinstance(await outcome(channels.get(address), method), NotFound)
 
     within(work)
 
