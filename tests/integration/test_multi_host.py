@@ -1,6 +1,8 @@
 """Three hosts: etcd with three members, mutual TLS, shards on all of them, brought up as
 docs/deploy.md says. The hosts are network namespaces of this machine."""
 
+import asyncio
+import ipaddress
 import os
 import re
 import signal
@@ -8,22 +10,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from deploy.local.etcd_binary import find_etcd
+from realloc.addresses import host_of
 from realloc.client.client import Client
+from realloc.config import ServiceConfig
+from realloc.coordination.etcd_store import store_of
+from realloc.coordination.members import Members
+from realloc.coordination.membership import Member
+from realloc.core.errors import Unauthenticated
 from realloc.core.job import JobState
+from realloc.rpc.channel import Channel, connect
+from realloc.security.roles import PROCESSES, Role
+from realloc.security.tls import PEER_NAME, client_security, peer_security
+from tests.support.every_rpc import METHODS, outcome
 from tests.support.network_namespaces import NetworkNamespaces, why_not
-from tests.support.running_cluster import write_task
+from tests.support.running_cluster import experiment, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 150.0
 STOP_SECONDS = 60.0
+CUT_SECONDS = 45.0
+"""Longest until a cut is noticed, named and mended: a lease of 10 s, and deadlines of 10 s."""
 COUNT = 3
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "they work here")
@@ -71,7 +88,9 @@ class HandMadeCluster:
 
     def start(self, index: int, command: str) -> None:
         """Run a line on a host, in the background."""
-        words = self.hosts.inside(index, ["bash", "-c", f"exec {command}"])
+        # They end with this process, even when it is killed.
+        words = ["setpriv", "--pdeathsig", "TERM", "--"]
+        words += self.hosts.inside(index, ["bash", "-c", f"exec {command}"])
         with (self.folder / f"host-{index}.log").open("ab") as log:
             self.running.append(
                 subprocess.Popen(
@@ -202,3 +221,120 @@ def test_a_job_spans_three_hosts_and_an_etcd_member_dies(multi_host: HandMadeClu
     moves = [move for report in reports for move in report.reallocations]
     assert len(moves) == 3
     assert all(move.digest_ok and move.bytes > 0 for move in moves)
+
+
+def members_of(cluster: HandMadeCluster) -> tuple[Member, ...]:
+    """Who is registered, as an operator sees it."""
+
+    async def read() -> tuple[Member, ...]:
+        config = ServiceConfig(
+            tls_dir=str(cluster.folder / "certs" / "operator"),
+            etcd_endpoints=tuple(f"{host}:2379" for host in cluster.hosts.addresses),
+        )
+        async with store_of(config) as store, Members(store) as members:
+            return members.current()
+
+    return asyncio.run(read())
+
+
+def test_every_process_is_reached_at_its_hosts_address(multi_host: HandMadeCluster) -> None:
+    """What etcd says are addresses of the hosts, three of each kind and none of loopback."""
+    members = members_of(multi_host)
+    kinds = sorted(member.kind for member in members)
+    assert kinds == sorted(3 * [role.value for role in PROCESSES])
+    hosts = {host_of(member.address) for member in members}
+    assert hosts == set(multi_host.hosts.addresses)
+
+
+def test_every_rpc_of_every_process_is_shut_to_strangers(multi_host: HandMadeCluster) -> None:
+    """Whatever a real process serves, as its own reflection lists it, wants to know who calls:
+    no certificate, no TLS, no token, a wrong token."""
+    authority = multi_host.folder / "certs" / "client" / "ca.crt"
+    nobody = client_security(authority, "")
+    unnamed = replace(nobody, server_name=PEER_NAME)
+    operator = peer_security(str(multi_host.folder / "certs" / "operator"))
+    ada = client_security(authority, (multi_host.folder / "ada.token").read_text().strip())
+    wrong = client_security(authority, "realloc_wrong")
+
+    async def check(member: Member) -> int:
+        is_scheduler = member.kind == Role.SCHEDULER
+        known = ada if is_scheduler else operator
+        async with connect(member.address, security=known) as channel:
+            served = await served_methods(channel)
+        for security in (None, *((nobody, wrong) if is_scheduler else (unnamed,))):
+            async with connect(member.address, security=security) as channel:
+                for method in served:
+                    found = await outcome(channel, method)
+                    assert isinstance(found, Unauthenticated), (member.name, method.name, found)
+        return len(served)
+
+    async def work() -> None:
+        async with asyncio.timeout(60):
+            first = {member.kind: member for member in members_at_once}
+            counts = [await check(member) for member in first.values()]
+        assert min(counts) > 0
+
+    members_at_once = members_of(multi_host)
+    asyncio.run(work())
+
+
+async def served_methods(channel: Channel) -> list[MethodDescriptor]:
+    """The methods of our services that a server has, by reflection."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    names = [
+        each.name
+        async for answer in stub.ServerReflectionInfo(iter([request]))
+        for each in answer.list_services_response.service
+    ]
+    return [method for method in METHODS if method.containing_service.full_name in names]
+
+
+def test_nothing_listens_on_every_address(multi_host: HandMadeCluster) -> None:
+    """Each TCP socket of a host is bound to its own address or to loopback."""
+    for index, address in enumerate(multi_host.hosts.addresses):
+        table = subprocess.run(
+            multi_host.hosts.inside(index, ["cat", "/proc/net/tcp", "/proc/net/tcp6"]),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert listening(table) <= {address, "127.0.0.1"}, table
+
+
+def listening(table: str) -> set[str]:
+    """Addresses of the listening sockets in the format of /proc/net/tcp and tcp6."""
+    found = set()
+    for line in table.splitlines():
+        words = line.split()
+        if len(words) > 3 and words[3] == "0A":
+            raw = bytes.fromhex(words[1].partition(":")[0])
+            swapped = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+            parsed = ipaddress.ip_address(swapped)
+            found.add(str(getattr(parsed, "ipv4_mapped", None) or parsed))
+    return found
+
+
+def test_a_host_that_is_cut_off_fails_its_job_by_name(multi_host: HandMadeCluster) -> None:
+    """Packets of the third host vanish without a word while it generates: the job fails with the
+    names of what left, the others hang nowhere and run the next job, and the host comes back."""
+    job_id = multi_host.submit(iterations=1000)
+    with multi_host.client() as client:
+        cut_time = 0.0
+        for update in client.watch(job_id):
+            if update.report is not None and not cut_time:
+                multi_host.hosts.cut(2)
+                cut_time = time.monotonic()
+        try:
+            assert update.job.state is JobState.FAILED
+            assert re.search(r"(trainer|generation)-2 .*left the cluster", update.job.error)
+            assert time.monotonic() - cut_time < CUT_SECONDS
+            pins = {"actor_train": "d1t2p1@0-1"}
+            again = client.submit(experiment(multi_host.folder, "sft", iterations=1, pins=pins))
+            assert again.wait().state is JobState.SUCCEEDED
+        finally:
+            multi_host.hosts.heal(2)
+    deadline = time.monotonic() + CUT_SECONDS
+    while len(members_of(multi_host)) < 3 * len(PROCESSES):
+        assert time.monotonic() < deadline, members_of(multi_host)
+        time.sleep(0.5)  # polls another process; the deadline decides
