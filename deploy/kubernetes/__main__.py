@@ -6,14 +6,12 @@ import sys
 from deploy.kubernetes.manifests import (
     OVERLAYS,
     SMOKE,
-    overlay_folder,
     overlays,
     parse,
     problems,
     render,
-    with_images,
 )
-from deploy.kubernetes.rollout import Options, Rollout, commit
+from deploy.kubernetes.rollout import KEPT, REMOVED, Options, Rollout, commit
 from realloc.core.errors import ReallocError
 
 
@@ -29,23 +27,20 @@ def main() -> int:
 def up(arguments: argparse.Namespace) -> int:
     """Everything from building the images to the smoke job; a dry run prints the manifests."""
     options = _options(arguments)
+    rollout = Rollout(options, _say)
     if arguments.dry_run:
-        folder = with_images(
-            overlay_folder(options.overlay),
-            options.run_dir / "overlay",
-            registry=options.registry,
-            tag=options.tag,
-            cpu=options.cpu,
-        )
-        print(render(folder), end="")
-        return 0
-    Rollout(options, _say).up()
+        print(rollout.rendered(), end="")
+    else:
+        rollout.up()
     return 0
 
 
 def down(arguments: argparse.Namespace) -> int:
     """Remove what runs."""
-    Rollout(_options(arguments), _say).down()
+    if arguments.dry_run:
+        _say(f"would delete {REMOVED} with the label part-of=realloc, and keep {KEPT}")
+    else:
+        Rollout(_options(arguments), _say).down()
     return 0
 
 

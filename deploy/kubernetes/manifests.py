@@ -47,6 +47,16 @@ def parse(text: str) -> tuple[Manifest, ...]:
     return tuple(each for each in yaml.safe_load_all(text) if each)
 
 
+def is_for_cpus(manifests: Sequence[Manifest]) -> bool:
+    """True where the devices of the cluster are no GPUs: its images are built without CUDA."""
+    kinds = (
+        manifest["data"].get("device_kind")
+        for manifest in manifests
+        if manifest["kind"] == "ConfigMap"
+    )
+    return "cpu" in kinds
+
+
 def problems(manifests: Sequence[Manifest]) -> Iterator[str]:
     """What Kubernetes would refuse: unknown or mistyped fields, missing ones."""
     from kubernetes_validate import ValidationError, validate  # type: ignore[import-untyped] # none
