@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 import torch
@@ -16,11 +17,13 @@ from realloc.security.tls import peer_security
 from realloc.shard.batch_reader import BatchReader
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
+from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
+from realloc.transfer.link_meter import measure_links
 from services.trainer.config import TrainerConfig
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.servicer import TrainerServicer
@@ -65,6 +68,11 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             batches=batches,
             reader=reader,
             transfers=transfers,
+            measure=partial(
+                measure_links,
+                host=config.reachable_host,
+                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            ),
             abandon=_exit,
         )
 
@@ -84,8 +92,13 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
                 shard["TransferService"].full_name,
             ),
             started=started,
+            facts=lambda: shard_facts(servicer.job_id),
             registration=registration(
-                store, config, device=config.device, node=config.node, place=place
+                store,
+                config,
+                device=config.device,
+                node=config.node,
+                labels=place.labels() if place else {},
             ),
         )
 
