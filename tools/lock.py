@@ -60,7 +60,8 @@ class Image:
 
 
 IMAGES = (
-    Image(name="control", extras=("services",), cpu=True),
+    # certs: the doctor reads certificates.
+    Image(name="control", extras=("services", "certs"), cpu=True),
     Image(name="trainer-cpu", extras=("trainer",), cpu=True),
     Image(name="trainer-gpu", extras=("trainer",), cpu=False),
     Image(name="generation-cpu", extras=("trainer", "generation"), cpu=True),

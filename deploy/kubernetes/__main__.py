@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from deploy.kubernetes.manifests import (
+    DOCTOR,
     OVERLAYS,
     SMOKE,
     overlays,
@@ -45,9 +46,9 @@ def down(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Render every overlay and the smoke job, and validate them strictly."""
+    """Render every overlay and the jobs, and validate them strictly."""
     found = 0
-    for folder in (*(OVERLAYS / name for name in overlays()), SMOKE):
+    for folder in (*(OVERLAYS / name for name in overlays()), SMOKE, DOCTOR):
         for problem in problems(parse(render(folder))):
             print(f"kubernetes: {folder.name}: {problem}", file=sys.stderr)
             found += 1

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 OVERLAYS = FOLDER / "overlays"
 SMOKE = FOLDER / "smoke"
+DOCTOR = FOLDER / "doctor"
 NAMESPACE = "realloc"
 
 OLDEST, NEWEST = "1.32", "1.37"

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.kubernetes.manifests import OVERLAYS, SMOKE, TARGETS, overlays, parse, problems, render
+from deploy.kubernetes.manifests import (
+    DOCTOR,
+    OVERLAYS,
+    SMOKE,
+    TARGETS,
+    overlays,
+    parse,
+    problems,
+    render,
+)
 from deploy.kubernetes.secrets import CLIENT, ETCD_HOSTS, HOLDERS, TOKENS
 from deploy.node.agent import ALIVE
 from deploy.node.config import NodeConfig
@@ -46,8 +55,9 @@ Object = Mapping[str, Any]
 
 @cache
 def rendered(overlay: str) -> tuple[Object, ...]:
-    """All objects of an overlay, and of the smoke job."""
-    return (*parse(render(OVERLAYS / overlay)), *parse(render(SMOKE)))
+    """All objects of an overlay, and of the jobs."""
+    folders = (OVERLAYS / overlay, SMOKE, DOCTOR)
+    return tuple(each for folder in folders for each in parse(render(folder)))
 
 
 @pytest.fixture(params=overlays())
@@ -350,16 +360,16 @@ PROBED_PORTS = (2379, 2380, 2381, 3000, 3200, 4317, 7000, 7001, 7100, 7299, 7300
 def expected_flows(config: NodeConfig) -> set[Flow]:
     """What the services do: `realloc.security.roles` says who calls whom."""
     parties = {"scheduler": "scheduler", "plan_search": "plan-search", "param_store": "param-store"}
-    workload = parties | dict.fromkeys(SHARDS, "shards")
+    workload = parties | dict.fromkeys(SHARDS, "shards") | {"operator": "doctor"}
     flows: set[Flow] = {(each, "etcd", 2379) for each in workload.values()}
     flows |= {("etcd", "etcd", 2380), ("smoke", "scheduler", 7000)}
-    flows |= {(each, "collector", 4317) for each in workload.values()}
+    flows |= {(each, "collector", 4317) for each in (*CONTROL, "shards")}
     flows |= {("collector", "tempo", 4317), ("grafana", "tempo", 3200)}
     flows |= {("prometheus", "collector", 8889), ("prometheus", "etcd", 2381)}
     flows |= {("grafana", "prometheus", 9090)}
     for service, roles in ALLOWED.items():
         kind = service.split(".")[2]
-        servers = SHARDS if kind == "shard" else (kind,)
+        servers = {"shard": SHARDS, "diagnostics": (*parties, *SHARDS)}.get(kind, (kind,))
         for caller in roles if service != CLIENT_SERVICE else ():
             for server in servers:
                 ports = (7100, 7299) if server in SHARDS else (7000,)
