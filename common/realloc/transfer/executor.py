@@ -229,16 +229,17 @@ class Execution:
     def _cut(self) -> None:
         """Cut all streams, as their other sides do."""
         try:
-            agree_on_cuts(self._chunks, self._runs, self._communicator, self._deadline)
+            least = max(1, LEAST_RUN_BYTES // self._dtype.itemsize)
+            agree_on_cuts(self._chunks, self._runs, self._communicator, least, self._deadline)
         except Unavailable as error:
             names = self._program.source_tensors + self._destination.names
             raise self._named(error, names) from error
 
-    def _runs(self, direction: Direction, stream: Stream) -> Int64:
+    def _runs(self, direction: Direction, stream: Stream, least: int) -> Int64:
         """Begin and end of the runs of a stream that may move as they are."""
         parameters = self._source if direction is Direction.SEND else self._destination
         movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(max(1, LEAST_RUN_BYTES // self._dtype.itemsize), movable)
+        return stream.runs(least, movable)
 
     def _batch_size(self) -> int:
         # Of chunks that are cast for open memory each may need half of the buffers.
