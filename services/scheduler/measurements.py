@@ -69,7 +69,7 @@ class JobMeasurements:
             self._moved.pop(job.job_id, None)
         elif job.job_id not in self._moved or _progress(before) != _progress(job):
             self._moved[job.job_id] = self._now()
-        if job.state.is_final and not before.state.is_final:
+        if job.state.is_at_rest and not before.state.is_at_rest:
             record(Metric.JOBS_ENDED, 1, {Attribute.OUTCOME: job.state.value})
 
     async def _follow(self) -> None:
