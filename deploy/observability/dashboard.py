@@ -229,17 +229,6 @@ PANELS = (
         about="Jobs by outcome, recoveries of jobs that lost a shard, and how long plans took.",
     ),
     Panel(
-        title="Checkpoints and recoveries",
-        unit="s",
-        queries=(
-            Query(text=mean(Metric.CHECKPOINT_SNAPSHOT_SECONDS, "job"), legend="the job waits"),
-            Query(text=mean(Metric.CHECKPOINT_SECONDS, "job"), legend="until it is complete"),
-            Query(text=rate(Metric.CHECKPOINT_BYTES, "job"), legend="bytes per second"),
-            Query(text=rate(Metric.RECOVERIES, "job"), legend="recoveries per second"),
-        ),
-        about="How long jobs wait for a copy of their state, and how long it takes to be safe.",
-    ),
-    Panel(
         title="Remote calls",
         unit="s",
         queries=(
