@@ -30,6 +30,7 @@ from services.scheduler.devices import Devices
 from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
 from services.scheduler.planning import search_plan
+from services.scheduler.recalibration import StageRecalibration
 from services.scheduler.runner import (
     JobEvents,
     JobRunner,
@@ -179,7 +180,7 @@ class Dispatcher:
             admission=admission,
             plan=plan,
             shards=shards,
-            events=self._events(job_id, activity),
+            events=self._events(job_id, activity, StageRecalibration(self._jobs, admission, plan)),
             spans=spans,
         )
         guard = asyncio.create_task(self._members.wait_left(shards.members))
@@ -212,8 +213,11 @@ class Dispatcher:
         await self._advance(job_id, JobState.RUNNING, start_time=time.time())
         return await runner.run()
 
-    def _events(self, job_id: str, activity: "_Activity") -> JobEvents:
+    def _events(
+        self, job_id: str, activity: "_Activity", recalibration: StageRecalibration
+    ) -> JobEvents:
         async def reported(report: IterationReport) -> None:
+            report = await recalibration.completed(report)
             await self._jobs.add_report(job_id, report)
             await self._jobs.update(job_id, lambda job: replace(job, iteration=report.iteration))
 

@@ -51,7 +51,7 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
     """The task, and a remark on what had to be assumed."""
     experiment = load_experiment(path)
     raise_problems(experiment.problems())
-    planned = parse_cluster(arguments.cluster)
+    planned = parse_cluster(arguments.cluster, arguments.profile)
     graph = build_graph(experiment)
     prompts = prompt_length(experiment, arguments.prompt_tokens)
     if not 0 < arguments.seconds <= 3600:

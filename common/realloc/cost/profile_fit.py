@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from realloc.core.errors import InvalidInput
 from realloc.cost.hardware import Hardware, Link, hardware_of
 from realloc.cost.least_squares import least_squares
 from realloc.cost.links import Group, all_reduce_seconds
@@ -18,6 +20,7 @@ from realloc.cost.profile import (
     estimated_seconds,
     sample_shape,
 )
+from realloc.cost.profile_file import read_profile
 from realloc.cost.ratios import Ratio, RatioTable, Work
 
 Floats = NDArray[np.float64]
@@ -79,6 +82,23 @@ def fit_profile(profile: Profile) -> ProfileFit:
         hardware=replace(hardware, ratios=_ratios(profile, profile.samples, hardware)),
         works=tuple(_work_fit(profile, work, hardware, preset) for work in works),
     )
+
+
+def profiled_hardware(device_kind: str, path: str = "") -> Hardware:
+    """The hardware of a device kind: as a profile's file has it, or the preset without one.
+
+    Raises:
+        InvalidInput: an unknown kind, an unreadable file, or a profile of another kind.
+    """
+    preset = hardware_of(device_kind)
+    if not path:
+        return preset
+    profile = read_profile(Path(path))
+    if hardware_of(profile.preset) is not preset:
+        raise InvalidInput.at(
+            "profile", f"{path} is of {profile.preset} and the cluster has {device_kind}"
+        )
+    return fit_profile(profile).hardware
 
 
 def _with_efficiencies(profile: Profile, preset: Hardware) -> Hardware:

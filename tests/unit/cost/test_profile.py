@@ -27,7 +27,7 @@ from realloc.cost.profile_file import (
     read_profile,
     write_profile,
 )
-from realloc.cost.profile_fit import fit_profile
+from realloc.cost.profile_fit import fit_profile, profiled_hardware
 from realloc.cost.ratios import Work
 from realloc.dataflow.graph import CallKind
 from tests.unit.cost.models import LLAMA_8B
@@ -183,3 +183,13 @@ def test_no_file_and_no_json_are_refused(tmp_path: Path) -> None:
         read_profile(tmp_path / "nowhere.json")
     with pytest.raises(InvalidInput, match="is not JSON"):
         profile_from_json("{")
+
+
+def test_a_kind_of_device_takes_its_own_profile_only(tmp_path: Path) -> None:
+    """The file's hardware, the preset without one, and a refusal for another kind."""
+    path = tmp_path / "profile.json"
+    write_profile(profiled(SLOW), path)
+    assert profiled_hardware("H100", str(path)).efficiency.matrix == pytest.approx(0.4, rel=0.1)
+    assert profiled_hardware("H100") is H100
+    with pytest.raises(InvalidInput, match="is of H100 and the cluster has B200"):
+        profiled_hardware("B200", str(path))

@@ -26,7 +26,7 @@ from realloc.api.scheduler.v1 import experiment_pb2 as realloc_dot_api_dot_sched
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(realloc/api/scheduler/v1/scheduler.proto\x12\x18realloc.api.scheduler.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"\xa7\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x38\n\nexperiment\x18\x02 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".realloc.api.scheduler.v1.JobState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x05 \x01(\t\x12\x13\n\x0bsubmit_time\x18\x06 \x01(\x01\x12\x12\n\nstart_time\x18\x07 \x01(\x01\x12\x10\n\x08\x65nd_time\x18\x08 \x01(\x01\x12\x11\n\titeration\x18\t \x01(\x05\x12\x36\n\x04plan\x18\n \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlanH\x00\x88\x01\x01\x12\x39\n\x0b\x65valuations\x18\x0b \x03(\x0b\x32$.realloc.api.scheduler.v1.Evaluation\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x12\n\ncheckpoint\x18\r \x01(\t\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x07\n\x05_plan\"\\\n\nEvaluation\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x05\x12\x16\n\x0eweight_version\x18\x04 \x01(\x03\"\xc2\x02\n\x0fIterationReport\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.realloc.api.scheduler.v1.IterationReport.MetricsEntry\x12\x35\n\x06stages\x18\x04 \x03(\x0b\x32%.realloc.api.scheduler.v1.StageReport\x12\x43\n\rreallocations\x18\x05 \x03(\x0b\x32,.realloc.api.scheduler.v1.ReallocationReport\x12\x16\n\x0eweight_version\x18\x06 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"P\n\x0bStageReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12\x18\n\x10measured_seconds\x18\x03 \x01(\x01\"q\n\x12ReallocationReport\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x11\n\tdigest_ok\x18\x05 \x01(\x08\"w\n\x10SubmitJobRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"?\n\x11SubmitJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"x\n\x0eGetJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12:\n\x07reports\x18\x02 \x03(\x0b\x32).realloc.api.scheduler.v1.IterationReport\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x10ListJobsResponse\x12+\n\x04jobs\x18\x01 \x03(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"?\n\x11\x43\x61ncelJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\":\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61\x66ter_iteration\x18\x02 \x01(\x05\"\x89\x01\n\x10WatchJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12>\n\x06report\x18\x02 \x01(\x0b\x32).realloc.api.scheduler.v1.IterationReportH\x00\x88\x01\x01\x42\t\n\x07_report\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x13GetJobTraceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xe1\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x16\n\x12JOB_STATE_STARTING\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x32\xf1\x04\n\x10SchedulerService\x12\x64\n\tSubmitJob\x12*.realloc.api.scheduler.v1.SubmitJobRequest\x1a+.realloc.api.scheduler.v1.SubmitJobResponse\x12[\n\x06GetJob\x12\'.realloc.api.scheduler.v1.GetJobRequest\x1a(.realloc.api.scheduler.v1.GetJobResponse\x12\x61\n\x08ListJobs\x12).realloc.api.scheduler.v1.ListJobsRequest\x1a*.realloc.api.scheduler.v1.ListJobsResponse\x12\x64\n\tCancelJob\x12*.realloc.api.scheduler.v1.CancelJobRequest\x1a+.realloc.api.scheduler.v1.CancelJobResponse\x12\x63\n\x08WatchJob\x12).realloc.api.scheduler.v1.WatchJobRequest\x1a*.realloc.api.scheduler.v1.WatchJobResponse0\x01\x12l\n\x0bGetJobTrace\x12,.realloc.api.scheduler.v1.GetJobTraceRequest\x1a-.realloc.api.scheduler.v1.GetJobTraceResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(realloc/api/scheduler/v1/scheduler.proto\x12\x18realloc.api.scheduler.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"\xa7\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x38\n\nexperiment\x18\x02 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".realloc.api.scheduler.v1.JobState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x05 \x01(\t\x12\x13\n\x0bsubmit_time\x18\x06 \x01(\x01\x12\x12\n\nstart_time\x18\x07 \x01(\x01\x12\x10\n\x08\x65nd_time\x18\x08 \x01(\x01\x12\x11\n\titeration\x18\t \x01(\x05\x12\x36\n\x04plan\x18\n \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlanH\x00\x88\x01\x01\x12\x39\n\x0b\x65valuations\x18\x0b \x03(\x0b\x32$.realloc.api.scheduler.v1.Evaluation\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x12\n\ncheckpoint\x18\r \x01(\t\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x07\n\x05_plan\"\\\n\nEvaluation\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x05\x12\x16\n\x0eweight_version\x18\x04 \x01(\x03\"\xc2\x02\n\x0fIterationReport\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.realloc.api.scheduler.v1.IterationReport.MetricsEntry\x12\x35\n\x06stages\x18\x04 \x03(\x0b\x32%.realloc.api.scheduler.v1.StageReport\x12\x43\n\rreallocations\x18\x05 \x03(\x0b\x32,.realloc.api.scheduler.v1.ReallocationReport\x12\x16\n\x0eweight_version\x18\x06 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"g\n\x0bStageReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12\x18\n\x10measured_seconds\x18\x03 \x01(\x01\x12\x15\n\rmodel_seconds\x18\x04 \x01(\x01\"q\n\x12ReallocationReport\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x11\n\tdigest_ok\x18\x05 \x01(\x08\"w\n\x10SubmitJobRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"?\n\x11SubmitJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"x\n\x0eGetJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12:\n\x07reports\x18\x02 \x03(\x0b\x32).realloc.api.scheduler.v1.IterationReport\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x10ListJobsResponse\x12+\n\x04jobs\x18\x01 \x03(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"?\n\x11\x43\x61ncelJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\":\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61\x66ter_iteration\x18\x02 \x01(\x05\"\x89\x01\n\x10WatchJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12>\n\x06report\x18\x02 \x01(\x0b\x32).realloc.api.scheduler.v1.IterationReportH\x00\x88\x01\x01\x42\t\n\x07_report\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x13GetJobTraceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xe1\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x16\n\x12JOB_STATE_STARTING\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x32\xf1\x04\n\x10SchedulerService\x12\x64\n\tSubmitJob\x12*.realloc.api.scheduler.v1.SubmitJobRequest\x1a+.realloc.api.scheduler.v1.SubmitJobResponse\x12[\n\x06GetJob\x12\'.realloc.api.scheduler.v1.GetJobRequest\x1a(.realloc.api.scheduler.v1.GetJobResponse\x12\x61\n\x08ListJobs\x12).realloc.api.scheduler.v1.ListJobsRequest\x1a*.realloc.api.scheduler.v1.ListJobsResponse\x12\x64\n\tCancelJob\x12*.realloc.api.scheduler.v1.CancelJobRequest\x1a+.realloc.api.scheduler.v1.CancelJobResponse\x12\x63\n\x08WatchJob\x12).realloc.api.scheduler.v1.WatchJobRequest\x1a*.realloc.api.scheduler.v1.WatchJobResponse0\x01\x12l\n\x0bGetJobTrace\x12,.realloc.api.scheduler.v1.GetJobTraceRequest\x1a-.realloc.api.scheduler.v1.GetJobTraceResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITERATIONREPORT_METRICSENTRY']._loaded_options = None
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2055
-  _globals['_JOBSTATE']._serialized_end=2280
+  _globals['_JOBSTATE']._serialized_start=2078
+  _globals['_JOBSTATE']._serialized_end=2303
   _globals['_JOB']._serialized_start=148
   _globals['_JOB']._serialized_end=571
   _globals['_EVALUATION']._serialized_start=573
@@ -46,33 +46,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_start=944
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_end=990
   _globals['_STAGEREPORT']._serialized_start=992
-  _globals['_STAGEREPORT']._serialized_end=1072
-  _globals['_REALLOCATIONREPORT']._serialized_start=1074
-  _globals['_REALLOCATIONREPORT']._serialized_end=1187
-  _globals['_SUBMITJOBREQUEST']._serialized_start=1189
-  _globals['_SUBMITJOBREQUEST']._serialized_end=1308
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=1310
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1373
-  _globals['_GETJOBREQUEST']._serialized_start=1375
-  _globals['_GETJOBREQUEST']._serialized_end=1406
-  _globals['_GETJOBRESPONSE']._serialized_start=1408
-  _globals['_GETJOBRESPONSE']._serialized_end=1528
-  _globals['_LISTJOBSREQUEST']._serialized_start=1530
-  _globals['_LISTJOBSREQUEST']._serialized_end=1586
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1588
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1676
-  _globals['_CANCELJOBREQUEST']._serialized_start=1678
-  _globals['_CANCELJOBREQUEST']._serialized_end=1712
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1714
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1777
-  _globals['_WATCHJOBREQUEST']._serialized_start=1779
-  _globals['_WATCHJOBREQUEST']._serialized_end=1837
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1840
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1977
-  _globals['_GETJOBTRACEREQUEST']._serialized_start=1979
-  _globals['_GETJOBTRACEREQUEST']._serialized_end=2015
-  _globals['_GETJOBTRACERESPONSE']._serialized_start=2017
-  _globals['_GETJOBTRACERESPONSE']._serialized_end=2052
-  _globals['_SCHEDULERSERVICE']._serialized_start=2283
-  _globals['_SCHEDULERSERVICE']._serialized_end=2908
+  _globals['_STAGEREPORT']._serialized_end=1095
+  _globals['_REALLOCATIONREPORT']._serialized_start=1097
+  _globals['_REALLOCATIONREPORT']._serialized_end=1210
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1212
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1331
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1333
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1396
+  _globals['_GETJOBREQUEST']._serialized_start=1398
+  _globals['_GETJOBREQUEST']._serialized_end=1429
+  _globals['_GETJOBRESPONSE']._serialized_start=1431
+  _globals['_GETJOBRESPONSE']._serialized_end=1551
+  _globals['_LISTJOBSREQUEST']._serialized_start=1553
+  _globals['_LISTJOBSREQUEST']._serialized_end=1609
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1611
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1699
+  _globals['_CANCELJOBREQUEST']._serialized_start=1701
+  _globals['_CANCELJOBREQUEST']._serialized_end=1735
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1737
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1800
+  _globals['_WATCHJOBREQUEST']._serialized_start=1802
+  _globals['_WATCHJOBREQUEST']._serialized_end=1860
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1863
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2000
+  _globals['_GETJOBTRACEREQUEST']._serialized_start=2002
+  _globals['_GETJOBTRACEREQUEST']._serialized_end=2038
+  _globals['_GETJOBTRACERESPONSE']._serialized_start=2040
+  _globals['_GETJOBTRACERESPONSE']._serialized_end=2075
+  _globals['_SCHEDULERSERVICE']._serialized_start=2306
+  _globals['_SCHEDULERSERVICE']._serialized_end=2931
 # @@protoc_insertion_point(module_scope)
