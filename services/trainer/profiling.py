@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from realloc.core.batch import Batch, RaggedArray
 from realloc.core.layout import Layout, LayoutKind
@@ -26,8 +27,8 @@ from realloc.transfer.rendezvous import TransferStore
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.megatron_model import MegatronModel
-from services.trainer.micro_batches import split_batch
-from services.trainer.objectives import objective_of, selection_of
+from services.trainer.micro_batches import MicroBatch, Selection, split_batch
+from services.trainer.objectives import TokenLogProbs, objective_of
 from services.trainer.schedule import run_schedule
 from services.trainer.stopwatch import PassTimes, Stopwatch
 
@@ -106,10 +107,9 @@ class _Call:
     steps: tuple[float, ...]
 
     @property
-    def frame(self) -> float:
-        """What is left of the call without passes and steps."""
-        inside = sum(each.seconds for each in self.passes) + sum(self.steps)
-        return max(0.0, self.wall - inside)
+    def inside(self) -> float:
+        """Of passes and steps."""
+        return min(self.wall, sum(each.seconds for each in self.passes) + sum(self.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,12 +126,12 @@ class _Point:
         """All samples of one size."""
         batch = _random_batch(self.model.spec.architecture, rows, length)
         if element_bytes == 4:
-            infer = self._repeat(lambda: self._infer(batch))
+            infer = self._repeat(lambda: self._passes(batch, backward=False))
             train = self._repeat(lambda: self._train(batch))
         else:
             with _cast(self.model):
-                infer = self._repeat(lambda: self._run(batch, "logprobs"))
-                train = self._repeat(lambda: self._run(batch, "ppo_actor"))
+                infer = self._repeat(lambda: self._passes(batch, backward=False))
+                train = self._repeat(lambda: self._passes(batch, backward=True))
 
         def sample(work: Work, seconds: float, *, size: tuple[float, float]) -> Sample:
             return Sample(
@@ -154,18 +154,21 @@ class _Point:
         if element_bytes == 4:
             parameters = sum(each.numel() for each in self.model.module.parameters())
             step = median(second for call in train for second in call.steps)
+            inside = median(call.inside for call in infer)
+            whole_call = median(call.wall for call in self._repeat(lambda: self._infer(batch)))
             samples += [
                 sample(Work.STEP, step, size=(parameters, 1)),
-                sample(Work.INFERENCE_FRAME, median(c.frame for c in infer), size=whole),
-                sample(Work.TRAIN_FRAME, median(c.frame for c in train), size=whole),
+                sample(Work.INFERENCE_FRAME, max(0.0, whole_call - inside), size=selected),
+                sample(Work.TRAIN_FRAME, median(c.wall - c.inside for c in train), size=selected),
             ]
-        return samples
+        # A difference of times that noise made nothing says nothing.
+        return [each for each in samples if each.seconds > 0]
 
     def _repeat(self, call: Callable[[], _Call]) -> list[_Call]:
-        """Calls for half of a size's time, without the first."""
+        """Calls for a third of a size's time, without the first."""
         call()
         calls: list[_Call] = []
-        deadline = time.perf_counter() + self.seconds / 2
+        deadline = time.perf_counter() + self.seconds / 3
         while len(calls) < _LEAST_REPEATS or (
             time.perf_counter() < deadline and len(calls) < _MOST_REPEATS
         ):
@@ -174,39 +177,42 @@ class _Point:
 
     def _infer(self, batch: Batch) -> _Call:
         settings = _settings("logprobs")
-        return self._timed(lambda: self.engine.infer(_MODEL, settings, batch))
+        return self._timed(lambda _: self.engine.infer(_MODEL, settings, batch))
 
     def _train(self, batch: Batch) -> _Call:
         settings = _settings("ppo_actor")
-        return self._timed(lambda: self.engine.train(_MODEL, settings, [batch]))
+        return self._timed(lambda _: self.engine.train(_MODEL, settings, [batch]))
 
-    def _run(self, batch: Batch, loss: str) -> _Call:
-        """Passes without the engine around them: for element types that it does not have."""
-        settings = _settings(loss)
-        objective = objective_of(
-            replace(settings, loss="ppo_actor"),
-            self.model.spec.architecture,
-            self.model.groups.tensor,
-        )
-        selection = selection_of(settings, has_loss_mask=False)
+    def _passes(self, batch: Batch, *, backward: bool) -> _Call:
+        """One micro-batch without the engine around it: for element types that it lacks, and to
+        see where its log-probabilities end."""
+        settings = _settings("ppo_actor")
+        spec, groups = self.model.spec, self.model.groups
+        objective = objective_of(settings, spec.architecture, groups.tensor)
         micro_batches = split_batch(
-            batch, selection, settings.max_tokens_per_micro_batch, self.model.device
+            batch, Selection.RESPONSE, settings.max_tokens_per_micro_batch, self.model.device
         )
-        forward_only = loss == "logprobs"
-
-        def on_output(micro_batch: Any, output: Any) -> tuple[Any, None]:
-            value, _ = objective.loss(micro_batch, output)
-            return value, None
-
-        return self._timed(
-            lambda: run_schedule(self.model, micro_batches, on_output, forward_only=forward_only)
+        logprobs = TokenLogProbs(
+            vocab_size=spec.architecture.vocab_size, temperature=1.0, group=groups.tensor
         )
 
-    def _timed(self, work: Callable[[], object]) -> _Call:
+        def work(stopwatch: Stopwatch) -> None:
+            def on_output(micro_batch: MicroBatch, output_NC: Tensor) -> tuple[Tensor, None]:
+                if backward:
+                    return objective.loss(micro_batch, output_NC)[0], None
+                result_N = logprobs(micro_batch, output_NC)
+                stopwatch.set_output()
+                return result_N.new_zeros(()), None
+
+            run_schedule(self.model, micro_batches, on_output, forward_only=not backward)
+
+        return self._timed(work)
+
+    def _timed(self, work: Callable[[Stopwatch], object]) -> _Call:
         with Stopwatch(self.model) as stopwatch:
             _synchronize(self.model.device)
             started = time.perf_counter()
-            work()
+            work(stopwatch)
             _synchronize(self.model.device)
             wall = time.perf_counter() - started
         return _Call(wall=wall, passes=stopwatch.passes(), steps=stopwatch.steps())

