@@ -112,17 +112,35 @@ def _repeat(
     times: list[float] = []
     deadline = time.perf_counter() + seconds
     for number in range(1 + _MOST_REPEATS):
-        requests = _requests(architecture, rows, length, tokens, number)
-        started = time.perf_counter()
-        engine.add(requests)
-        left = rows
-        while left:
-            left -= len(engine.step())
+        taken = rollout_seconds(engine, architecture, rows, length, tokens, number=number)
         if number:
-            times.append(time.perf_counter() - started)
+            times.append(taken)
         if len(times) >= _LEAST_REPEATS and time.perf_counter() > deadline:
             break
     return median(times)
+
+
+def rollout_seconds(
+    engine: VllmEngine,
+    architecture: ModelArchitecture,
+    rows: int,
+    length: int,
+    tokens: int,
+    *,
+    number: int = 0,
+) -> float:
+    """Seconds of so many rollouts of random prompts, from adding them until all have ended.
+
+    Args:
+        number: of the round; each has other prompts.
+    """
+    requests = _requests(architecture, rows, length, tokens, number)
+    started = time.perf_counter()
+    engine.add(requests)
+    left = rows
+    while left:
+        left -= len(engine.step())
+    return time.perf_counter() - started
 
 
 def _requests(

@@ -29,6 +29,7 @@ from services.scheduler.admission import Admission, admit
 from services.scheduler.devices import Devices
 from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
+from services.scheduler.memory_check import check_memory
 from services.scheduler.planning import search_plan
 from services.scheduler.recalibration import StageRecalibration
 from services.scheduler.runner import (
@@ -122,6 +123,7 @@ class Dispatcher:
                 await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
                 with span(Span.JOB_PLAN):
                     plan = await self._plan(admission)
+                    check_memory(admission, plan, self._settings.cluster)
                 await self._advance(
                     job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
                 )

@@ -167,7 +167,7 @@ def _corrections(entry: Entry | None) -> Corrections:
     if entry is None:
         return Corrections()
     with suppress(InvalidInput):  # of another version: measured anew within a few iterations
-        return Corrections.from_json(entry.value.decode())
+        return Corrections.from_json(entry.value)
     return Corrections()
 
 

@@ -58,8 +58,15 @@ def profile_trainer(task: TrainerTask, say: Callable[[str], None]) -> list[Sampl
     parts = len(task.tensor_degrees) * len(task.element_bytes) * len(task.sizes)
     each = task.seconds / parts
     for tensor in task.tensor_degrees:
-        with _built_model(task.architecture, tensor) as (engine, model):
-            point = _Point(task=task, tensor=tensor, engine=engine, model=model, seconds=each)
+        local = local_architecture(task.architecture, tensor)
+        with TrainerModel.built(replace(local, num_layers=_LAYERS)) as built:
+            point = _Point(
+                task=task,
+                tensor=tensor,
+                engine=built.engine,
+                model=built.model,
+                seconds=each,
+            )
             for element_bytes in sorted(task.element_bytes, reverse=True):
                 for rows, length in task.sizes:
                     say(f"trainer: tensor {tensor}, {element_bytes} bytes, {rows} × {length}")
@@ -67,35 +74,49 @@ def profile_trainer(task: TrainerTask, say: Callable[[str], None]) -> list[Sampl
     return samples
 
 
-@contextmanager
-def _built_model(
-    architecture: ModelArchitecture, tensor: int
-) -> Iterator[tuple[MegatronEngine, MegatronModel]]:
-    engine, store = MegatronEngine(), TransferStore("127.0.0.1")
-    layout = Layout(kind=LayoutKind.MEGATRON, strategy=ParallelStrategy(), devices=(0,))
-    world = JobWorld(
-        job_id="profile",
-        rank=0,
-        devices=(0,),
-        store_host=store.host,
-        store_port=store.port,
-        timeout_seconds=60.0,
-    )
-    engine.start_job(world)
-    try:
-        spec = ModelSpec(
-            model_id=_MODEL,
-            architecture=replace(local_architecture(architecture, tensor), num_layers=_LAYERS),
-            layout=layout,
-            checkpoint="",
-            seed=0,
-            optimizer=OptimizerSettings(),
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainerModel:
+    """A trainable model of random weights, alone in the world of its engine."""
+
+    engine: MegatronEngine
+    model: MegatronModel
+    model_id: str = _MODEL
+
+    @staticmethod
+    @contextmanager
+    def built(architecture: ModelArchitecture) -> Iterator["TrainerModel"]:
+        """Build it; its engine forgets it with the context."""
+        engine, store = MegatronEngine(), TransferStore("127.0.0.1")
+        world = JobWorld(
+            job_id="profile",
+            rank=0,
+            devices=(0,),
+            store_host=store.host,
+            store_port=store.port,
+            timeout_seconds=60.0,
         )
-        engine.create_model(spec)
-        yield engine, engine._model(_MODEL)
-    finally:
-        engine.end_job()
-        store.close()
+        engine.start_job(world)
+        try:
+            engine.create_model(_model_spec(architecture))
+            yield TrainerModel(engine=engine, model=engine._model(_MODEL))
+        finally:
+            engine.end_job()
+            store.close()
+
+    def random_batch(self, rows: int, length: int) -> Batch:
+        """Rows with all that PPO's actor needs, half prompt and half response."""
+        return _random_batch(self.model.spec.architecture, rows, length)
+
+
+def _model_spec(architecture: ModelArchitecture) -> ModelSpec:
+    return ModelSpec(
+        model_id=_MODEL,
+        architecture=architecture,
+        layout=Layout(kind=LayoutKind.MEGATRON, strategy=ParallelStrategy(), devices=(0,)),
+        checkpoint="",
+        seed=0,
+        optimizer=OptimizerSettings(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,17 +197,17 @@ class _Point:
         return calls
 
     def _infer(self, batch: Batch) -> _Call:
-        settings = _settings("logprobs")
+        settings = settings_of("logprobs")
         return self._timed(lambda _: self.engine.infer(_MODEL, settings, batch))
 
     def _train(self, batch: Batch) -> _Call:
-        settings = _settings("ppo_actor")
+        settings = settings_of("ppo_actor")
         return self._timed(lambda _: self.engine.train(_MODEL, settings, [batch]))
 
     def _passes(self, batch: Batch, *, backward: bool) -> _Call:
         """One micro-batch without the engine around it: for element types that it lacks, and to
         see where its log-probabilities end."""
-        settings = _settings("ppo_actor")
+        settings = settings_of("ppo_actor")
         spec, groups = self.model.spec, self.model.groups
         objective = objective_of(settings, spec.architecture, groups.tensor)
         micro_batches = split_batch(
@@ -239,7 +260,8 @@ def _middle(calls: Sequence[_Call], part: str) -> float:
     return median(getattr(each, part) for call in calls for each in call.passes)
 
 
-def _settings(loss: str) -> CallSettings:
+def settings_of(loss: str) -> CallSettings:
+    """Settings of a call whose rows are one micro-batch."""
     return CallSettings(
         loss=loss,
         temperature=1.0,

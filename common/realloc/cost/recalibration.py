@@ -85,7 +85,7 @@ class Corrections:
         )
 
     @staticmethod
-    def from_json(text: str) -> "Corrections":
+    def from_json(text: str | bytes) -> "Corrections":
         """Read back what `to_json` wrote.
 
         Raises:
