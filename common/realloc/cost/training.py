@@ -153,8 +153,13 @@ def _message(
     hidden = micro_batch.count / strategy.context * architecture.hidden_size * style.element_bytes
     if style.split_messages:
         hidden /= strategy.tensor
-    crosses = strategy.num_ranks > hardware.devices_per_node
-    return message_seconds(hidden, crosses_nodes=crosses, hardware=hardware)
+    return message_seconds(
+        hidden,
+        crosses_nodes=strategy.num_ranks > hardware.devices_per_node,
+        hardware=hardware,
+        # Of stages smaller than a node only the last one sends to the next node.
+        senders_per_node=min(strategy.num_ranks // strategy.pipeline, hardware.devices_per_node),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 
 from realloc.core.errors import InvalidInput
 from realloc.core.mesh import Cluster
+from realloc.core.model import Head
 from realloc.cost.hardware import hardware_of
 from realloc.cost.model_size import num_parameters
 from services.scheduler.memory_check import check_memory
@@ -46,10 +47,10 @@ def test_weights_count_once_per_layout() -> None:
     """The need is models, one call's activations, and processes: no model twice on a trainer."""
     text = refusal(2**20, trainers="d2t1p1")
     needed = float(re.search(r"needs ([\d,]+) MiB", text)[1].replace(",", "")) * 2**20
-    weights = 4 * num_parameters(MODEL)
+    weights, critic = 4 * num_parameters(MODEL), 4 * num_parameters(MODEL.with_head(Head.VALUE))
     cpu = hardware_of("cpu")
-    # Two trained copies: weights, gradients, half the moments on each of two data ranks.
-    trainers = 2 * weights * (1 + 1 + 2 / 2) + weights
+    # Of what trains weights, gradients, and half the moments on each of two data ranks.
+    trainers = (weights + critic) * (1 + 1 + 2 / 2) + weights
     engine = 2 * weights + weights  # live, shadow, and the staging buffers that move them
     processes = cpu.trainer_process_bytes + cpu.engine_process_bytes
     rest = needed - trainers - engine - processes
