@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="", help="measured devices: a file of tools/profile_hardware.py"
     )
+    parser.add_argument(
+        "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="time of the search")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--searcher", default="default", choices=SEARCHERS)
