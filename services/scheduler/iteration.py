@@ -261,7 +261,7 @@ class IterationRunner:
         stages = [
             StageReport(
                 name=f"reallocate:{model_id}",
-                predicted_seconds=self._plan.predicted_reallocation_seconds,
+                model_seconds=self._plan.predicted_reallocation_seconds,
                 measured_seconds=seconds,
             )
             for model_id, seconds in moved.items()
@@ -271,7 +271,7 @@ class IterationRunner:
                 stages.append(
                     StageReport(
                         name=call.name,
-                        predicted_seconds=self._plan.placement(call.name).predicted_seconds,
+                        model_seconds=self._plan.placement(call.name).predicted_seconds,
                         measured_seconds=state.outcomes[call.name].seconds,
                     )
                 )
