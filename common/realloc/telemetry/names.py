@@ -185,6 +185,24 @@ class Metric(StrEnum):
         "1",
         "Bytes that cross devices over the least that any plan must move.",
     )
+    DEVICE_BUSY_SECONDS = (
+        "realloc.device.busy",
+        Instrument.COUNTER,
+        "s",
+        "Seconds in which a shard ran function calls; its rate is the busy share of the device.",
+    )
+    MEMBERS = (
+        "realloc.members",
+        Instrument.OBSERVED,
+        "{process}",
+        "Processes that are registered, by kind, as a scheduler sees them.",
+    )
+    DEVICES = (
+        "realloc.devices",
+        Instrument.OBSERVED,
+        "{device}",
+        "Devices that a scheduler is configured for: so many trainers should be registered.",
+    )
     CHECKPOINT_SNAPSHOT_SECONDS = (
         "realloc.checkpoint.snapshot.duration",
         Instrument.HISTOGRAM,
@@ -203,24 +221,6 @@ class Metric(StrEnum):
         Instrument.COUNTER,
         "{recovery}",
         "Lost shards survived.",
-    )
-    DEVICE_BUSY_SECONDS = (
-        "realloc.device.busy",
-        Instrument.COUNTER,
-        "s",
-        "Seconds in which a shard ran function calls; its rate is the busy share of the device.",
-    )
-    MEMBERS = (
-        "realloc.members",
-        Instrument.OBSERVED,
-        "{process}",
-        "Processes that are registered, by kind, as a scheduler sees them.",
-    )
-    DEVICES = (
-        "realloc.devices",
-        Instrument.OBSERVED,
-        "{device}",
-        "Devices that a scheduler is configured for: so many trainers should be registered.",
     )
     SEARCH_SECONDS = "realloc.search.duration", Instrument.HISTOGRAM, "s", "One plan search."
     RPC_SECONDS = "rpc.server.duration", Instrument.HISTOGRAM, "s", "One call, by method and code."

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -14,6 +15,7 @@ import yaml
 from deploy.kubernetes.manifests import (
     DOCTOR,
     OVERLAYS,
+    ROOT,
     SMOKE,
     TARGETS,
     overlays,
@@ -126,6 +128,25 @@ def test_an_unknown_field_is_found():
     wrong = json.loads(json.dumps(named(rendered("cpu"), "Deployment", "scheduler")))
     wrong["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     assert any("readinesProbe" in problem for problem in problems([wrong]))
+
+
+def test_a_cluster_may_only_train(tmp_path):
+    """With the component `training-only` shards run the image without vLLM, and no replicas."""
+    folder = ROOT / "run" / f"test-{tmp_path.name}"
+    folder.mkdir(parents=True)
+    content = {
+        "resources": ["../../deploy/kubernetes/overlays/gpu-8"],
+        "components": ["../../deploy/kubernetes/components/training-only"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    try:
+        objects = parse(render(folder))
+    finally:
+        shutil.rmtree(folder)
+    assert list(problems([named(objects, "StatefulSet", "shards")])) == []
+    (container,) = pod_of(named(objects, "StatefulSet", "shards"))["containers"]
+    assert container["image"].startswith("realloc/trainer")
+    assert not [each for each in container["args"] if "generation" in each]
 
 
 # ---- configuration ----
