@@ -202,7 +202,7 @@ def leading_scheduler(cluster: HandMadeCluster) -> int:
 def ended(client: Client, job_id: str, seconds: float) -> Job:
     """A job once it has ended; it must within so many seconds."""
     deadline = time.monotonic() + seconds
-    while not (job := client.job(job_id)).state.is_final:
+    while not (job := client.job(job_id)).state.is_at_rest:
         assert time.monotonic() < deadline, job
         time.sleep(0.2)  # polls another process; the deadline decides
     return job
