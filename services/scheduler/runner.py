@@ -87,18 +87,34 @@ class ParamStoreReallocator:
             devices=tuple(placement.mesh.devices),
         )
         self._versions: dict[str, int] = {}
-        self.trainer_devices: dict[str, tuple[int, ...]] = {}
+        self._early: dict[tuple[str, int], asyncio.Task[ReallocationReport]] = {}
+
+    def start(self, model_id: str, weight_version: int) -> None:
+        """Begin to reallocate a version that was just made; `bring` waits for it."""
+        key = (model_id, weight_version)
+        self._early[key] = asyncio.create_task(self._reallocate(*key), name=f"move {model_id}")
 
     async def bring(self, model_id: str, weight_version: int) -> ReallocationReport | None:
         """Reallocate where the layout does not have this version yet."""
         if self._versions.get(model_id) == weight_version:
             return None
+        early = self._early.pop((model_id, weight_version), None)
+        report = await (early or self._reallocate(model_id, weight_version))
+        self._versions[model_id] = weight_version
+        return report
+
+    async def close(self) -> None:
+        """End what was begun and nobody waited for."""
+        for task in self._early.values():
+            task.cancel()
+        await asyncio.gather(*self._early.values(), return_exceptions=True)
+
+    async def _reallocate(self, model_id: str, weight_version: int) -> ReallocationReport:
         tensor = self._layout.strategy.tensor
         owners = [
             self._layout.devices[rank // tensor * tensor]
             for rank in range(len(self._layout.devices))
         ]
-        trainers = [self._shards.trainers[device] for device in self.trainer_devices[model_id]]
         request = param_store_pb2.ReallocateRequest(
             request_id=f"{self._job_id}/{model_id}/{weight_version}",
             job_id=self._job_id,
@@ -106,14 +122,12 @@ class ParamStoreReallocator:
             target=to_proto(self._layout, types_pb2.Layout),
             shards=[self._shards.generators[device].member.name for device in owners],
             weight_version=weight_version,
-            sequences={shard.member.name: shard.next_sequence() for shard in trainers},
             timeout_seconds=self._experiment.call_timeout_seconds,
             dtype=self._experiment.dtype,
         )
         response = await self._shards.param_store.Reallocate(
             request, timeout=self._experiment.call_timeout_seconds
         )
-        self._versions[model_id] = weight_version
         moved = response.reallocation
         return ReallocationReport(
             model_id=model_id,
@@ -175,13 +189,14 @@ class JobRunner:
             report = await self._iterations.run(iteration)
             await self._events.reported(report)
             await self._release_batches(before_iteration=iteration + 1)
-            every = self._experiment.evaluation.every if self._experiment.evaluation else 0
-            if iteration == self._experiment.iterations or (every and iteration % every == 0):
+            if self._experiment.evaluates_after(iteration):
                 await self._evaluate(iteration)
         return await self._save_checkpoint()
 
     async def end(self) -> None:
         """Let go of every shard; a shard that does not answer is left to itself."""
+        if self._reallocator is not None:
+            await self._reallocator.close()
         await asyncio.gather(
             *(
                 shard.trainer.EndJob(
@@ -205,16 +220,8 @@ class JobRunner:
         generating = [call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE]
         if not generating:
             return None
-        reallocator = ParamStoreReallocator(
-            self._job_id,
-            self._experiment,
-            self._shards,
-            self._plan.placement(generating[0].name),
-        )
-        model_id = generating[0].model
-        mesh = model_placement(self._graph, self._plan, model_id).mesh
-        reallocator.trainer_devices[model_id] = tuple(mesh.devices)
-        return reallocator
+        placement = self._plan.placement(generating[0].name)
+        return ParamStoreReallocator(self._job_id, self._experiment, self._shards, placement)
 
     def _start_trainers(self) -> list[Awaitable[Any]]:
         return [self._start_trainer_world()]

@@ -26,7 +26,8 @@ from realloc.shard.transfer_service import TransferServicer
 from realloc.telemetry.names import Attribute, Span
 from realloc.telemetry.spans import Attributes, current_traceparent, span
 from realloc.wire.convert import from_proto, to_proto
-from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
+from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine, TrainResult
+from services.trainer.model_locks import ModelLocks
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -43,6 +44,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         *,
         engine: TrainerEngine,
         calls: OrderedCalls,
+        locks: ModelLocks,
         batches: BatchStore,
         reader: BatchReader,
         transfers: TransferServicer,
@@ -54,6 +56,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """
         self._engine = engine
         self._calls = calls
+        self._locks = locks
         self._batches = batches
         self._reader = reader
         self._transfers = transfers
@@ -111,10 +114,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._job(request.job_id)
         settings = from_proto(request.settings, CallSettings, "settings")
         batches = [await self._input(request.sequence, each) for each in request.mini_batches]
-        result = await self._run(
-            request.sequence,
-            _ranked(request, lambda: self._engine.train(request.model_id, settings, batches)),
-        )
+
+        def train() -> TrainResult:
+            with self._locks.changing(request.model_id, self._timeout):
+                return self._engine.train(request.model_id, settings, batches)
+
+        result = await self._run(request.sequence, _ranked(request, train))
         return pb.RunTrainingResponse(
             metrics=result.value.metrics,
             weight_version=result.value.weight_version,
@@ -146,17 +151,24 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._transfers.release(job_id)
         try:
             async with asyncio.timeout(_IDLE_SECONDS):
-                await self._calls.run(self._engine.end_job, sequence=0, timeout=_IDLE_SECONDS)
+                await self._calls.run(self._end_engine, sequence=0, timeout=_IDLE_SECONDS)
         except TimeoutError:
-            self._abandon(f"job {job_id} ended and a call of it is still stuck in a collective")
+            self._abandon(f"job {job_id} ended and a call or a transfer of it is stuck")
         except Exception as error:
             self._abandon(f"job {job_id} could not be ended: {error}")
         self._batches.release(job_id)
         self._world = self._data = None
 
+    def _end_engine(self) -> None:
+        self._locks.wait_unread(_IDLE_SECONDS)
+        self._engine.end_job()
+
+    @property
+    def _timeout(self) -> float:
+        return self._world.timeout_seconds if self._world else 0.0
+
     async def _run(self, sequence: int, work: Callable[[], Result]) -> Result:
-        timeout = self._world.timeout_seconds if self._world else 0.0
-        return await self._calls.run(work, sequence=sequence, timeout=timeout)
+        return await self._calls.run(work, sequence=sequence, timeout=self._timeout)
 
     async def _or_skip(self, sequence: int, read: Callable[[], Result]) -> Result:
         """What a call needs before its turn; where that fails, its turn passes unused."""

@@ -15,7 +15,15 @@ from services.param_store.model import PlacedLayout
 from services.param_store.orders import TransferMode
 from services.param_store.phases import Phase
 from services.param_store.records import Records
-from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, ToyStore, order, toy_store
+from tests.support.toy_store import (
+    ARCHITECTURE,
+    SOURCE,
+    TARGET,
+    ToyStore,
+    name_version,
+    order,
+    toy_store,
+)
 
 TEST_SECONDS = 60.0
 
@@ -184,27 +192,6 @@ def test_the_same_version_again_moves_nothing() -> None:
     run(scenario())
 
 
-def test_places_in_the_order_of_calls_are_given_back() -> None:
-    """After a no-op and after a refusal the trainers' next calls run at once."""
-
-    async def scenario() -> None:
-        async with toy_store() as held:
-            places = {"trainer-0": 1, "trainer-1": 1}
-            held.train(1)
-            await held.reallocator.reallocate(order(1, sequences=places))
-            again = dict.fromkeys(places, 2)
-            await held.reallocator.reallocate(order(1, request_id="again", sequences=again))
-            refused = dict.fromkeys(places, 3)
-            with pytest.raises(Conflict, match="cannot go back"):
-                await held.reallocator.reallocate(order(0, sequences=refused))
-            for name in SOURCE.shards:
-                calls = held.shards[name].calls
-                assert calls is not None
-                assert await calls.run(lambda: "ran", sequence=4, timeout=5) == "ran"
-
-    run(scenario())
-
-
 def test_only_changed_tensors_move() -> None:
     """With frozen tensors the second reallocation moves the others; the weights are whole."""
     names = canonical_names(ARCHITECTURE)
@@ -221,6 +208,7 @@ def test_only_changed_tensors_move() -> None:
             assert first.num_tensors == len(names)
             assert second.num_tensors == len(names) - len(frozen)
             assert 0 < second.bytes < first.bytes
+            name_version(held.shards, 3)
             third = await held.reallocator.reallocate(order(3, **changed))
             assert (third.num_tensors, third.bytes) == (0, 0)
             held.assert_serves(2, frozen)
@@ -261,7 +249,7 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._party, name)
 
-            async def execute(self, prepared: Any, sequence: int) -> Any:
+            async def execute(self, prepared: Any) -> Any:
                 reached.set()
                 await asyncio.Event().wait()
 
@@ -276,5 +264,67 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
             assert await phases(held) == []
             assert await held.registry.list("job") == ()
             assert not await held.store.list("/realloc/reallocations/")
+
+    run(scenario())
+
+
+def test_weights_stand_still_while_they_move_and_other_models_do_not_wait() -> None:
+    """A call that trains the model waits for the transfer; one of another model goes on."""
+
+    async def scenario() -> None:
+        reading, go_on = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        class Held:
+            def __init__(self, party: Any) -> None:
+                self._party = party
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._party, name)
+
+            async def execute(self, prepared: Any) -> Any:
+                await go_on.wait()
+                return await self._party.execute(prepared)
+
+        async with toy_store(wrap={"generation-0": Held}) as held:
+            held.train(1)
+            source = held.shards["trainer-0"]
+
+            def version_read(model_id: str) -> int:
+                loop.call_soon_threadsafe(reading.set)
+                return 1
+
+            def train(model_id: str, patience: float) -> None:
+                with source.locks.changing(model_id, patience):
+                    if model_id == "actor":
+                        held.train(2)
+
+            source.trainer.weight_version = version_read  # type: ignore[union-attr, method-assign]
+            moving = asyncio.create_task(held.reallocator.reallocate(order(1)))
+            await reading.wait()
+            await asyncio.to_thread(train, "critic", 10.0)
+            with pytest.raises(Unavailable, match="still reads actor"):
+                await asyncio.to_thread(train, "actor", 0.01)
+            training = asyncio.create_task(asyncio.to_thread(train, "actor", 20.0))
+            go_on.set()
+            await moving
+            await training
+            held.assert_serves(1)
+
+    run(scenario())
+
+
+def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
+    """Neither one to come nor one that is gone: the error names process and versions."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            with pytest.raises(
+                Conflict, match=r"trainer-\d .*actor is at version 1 here and version 2"
+            ):
+                await held.reallocator.reallocate(order(2))
+            held.assert_serves(None)
+            assert await phases(held) == [Phase.ABORTED]
 
     run(scenario())

@@ -21,7 +21,7 @@ from realloc.rpc.server import running
 from realloc.wire.convert import to_proto
 from services.param_store.app import build
 from services.param_store.config import ParamStoreConfig
-from tests.support.toy_store import MODEL, TARGET, toy_shards
+from tests.support.toy_store import MODEL, TARGET, name_version, toy_shards
 
 TEST_SECONDS = 60.0
 
@@ -55,10 +55,11 @@ async def serve(etcd: str, name: str) -> Service:
 @asynccontextmanager
 async def served(etcd: EtcdServer) -> AsyncIterator[Any]:
     """Toy shards and one param-store, with the model registered; its stub."""
-    async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store):
+    async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store) as shards:
         service = await serve(etcd.endpoint, "param_store")
         async with service.stack:
             await service.stub.RegisterModel(registration())
+            name_version(shards, 1)
             yield service.stub
             await service.stub.ReleaseJob(pb.ReleaseJobRequest(job_id="job"))
 
@@ -168,17 +169,20 @@ def test_a_follower_passes_requests_on_and_takes_over(etcd: EtcdServer) -> None:
     """Either param-store serves a request; when the leader stops, the other knows its outcome."""
 
     async def scenario() -> None:
-        async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store):
+        async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store) as shards:
+            name_version(shards, 1)
             first = await serve(etcd.endpoint, "param_store-0")
             await first.stub.RegisterModel(registration())
             done = await first.stub.Reallocate(reallocation(1))
             second = await serve(etcd.endpoint, "param_store-1")
             async with second.stack:
                 assert await second.stub.Reallocate(reallocation(1)) == done
+                name_version(shards, 2)
                 through = await second.stub.Reallocate(reallocation(2))
                 assert through.reallocation.weight_version == 2
                 await first.stack.aclose()
                 assert await second.stub.Reallocate(reallocation(2)) == through
+                name_version(shards, 3)
                 third = await second.stub.Reallocate(reallocation(3))
                 assert third.reallocation.weight_version == 3
                 await second.stub.ReleaseJob(pb.ReleaseJobRequest(job_id="job"))

@@ -44,9 +44,9 @@ class HaltingParty:
         await self._gate.passes("prepare")
         await self._party.check(prepared)
 
-    async def execute(self, prepared: Any, sequence: int) -> Any:
+    async def execute(self, prepared: Any) -> Any:
         await self._gate.passes("transfer")
-        reports = await self._party.execute(prepared, sequence)
+        reports = await self._party.execute(prepared)
         await self._gate.passes("transferred")
         return reports
 
@@ -98,6 +98,8 @@ async def _serve_shard(pipe: Connection, name: str, rank: int) -> None:
                 )
                 for key, value in new.items():
                     parameters[key].copy_(value)
+                assert shard.trainer is not None
+                shard.trainer.version = arguments[0]
                 pipe.send(("trained", arguments[0]))
             elif command == "read":
                 pipe.send(("held", {key: value.numpy() for key, value in parameters.items()}))

@@ -1,6 +1,6 @@
 """A param-store in the test's process, with toy shards around it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +61,6 @@ def order(version: int, **changes: Any) -> ReallocationOrder:
         model_id="actor",
         target=TARGET,
         weight_version=version,
-        sequences={},
         timeout_seconds=20.0,
     )
     return replace(plain, **changes)
@@ -98,6 +97,7 @@ class ToyStore:
             new = toy_parameters(ARCHITECTURE, SOURCE.layout, rank, canonical)
             for key, value in new.items():
                 self.shards[name].parameters[key].copy_(value)
+        name_version(self.shards, version)
 
     def assert_serves(
         self, version: int | None, frozen: Sequence[str] = (), dtype: torch.dtype = torch.float32
@@ -112,6 +112,14 @@ class ToyStore:
     async def restarted(self) -> Reallocator:
         """Another param-store over the same store, as after a crash of the first."""
         return _reallocator(self.store, self.processes)
+
+
+def name_version(shards: Mapping[str, ToyShard], version: int) -> None:
+    """Let the trainers call what they hold a version."""
+    for name in SOURCE.shards:
+        trainer = shards[name].trainer
+        assert trainer is not None
+        trainer.version = version
 
 
 def _reallocator(store: MemoryStore, processes: Processes) -> Reallocator:

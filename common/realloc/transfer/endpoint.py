@@ -4,14 +4,14 @@ Blocking; one thread uses it: the engine's thread in a trainer, the worker's in 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
-from realloc.transfer.communicator import Communicator
+from realloc.transfer.communicator import Communicator, Memory
 from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.rendezvous import TransferStore, connect_store
@@ -23,6 +23,11 @@ from realloc.transfer.staging import (
 )
 
 DEFAULT_MAX_GROUPS = 8
+_TRANSPORTS = {
+    "cpu": {Memory.LENT: "shared_memory", Memory.ANY: "gloo"},
+    "cuda": {Memory.LENT: "cuda_ipc", Memory.ANY: "nccl"},
+}
+"""Names by the kind of device and by what a communicator asks of buffers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,12 @@ class TransferEndpoint:
         except BaseException:
             self.drop(session.group_id)
             raise
+
+    def transports(self, group_id: str, peers: Iterable[int]) -> tuple[str, ...]:
+        """How peers of a connected group are reached: names, each once, sorted."""
+        communicator = self._connections[group_id].communicator
+        by_memory = _TRANSPORTS[communicator.device.type]
+        return tuple(sorted({by_memory[communicator.memory(peer)] for peer in peers}))
 
     def drop(self, group_id: str) -> None:
         """Close the connection of a group, if there is one; its peers notice."""
