@@ -1,7 +1,7 @@
 """The life of one job on its shards: start, iterate, evaluate, save, and always let go."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,23 @@ class ParamStoreReallocator:
     """Asks param-store for the generation layout of a model."""
 
     def __init__(
-        self, job_id: str, experiment: Experiment, shards: JobShards, placement: CallPlacement
+        self,
+        job_id: str,
+        experiment: Experiment,
+        shards: JobShards,
+        placement: CallPlacement,
+        *,
+        frozen: Sequence[str],
     ) -> None:
+        """
+        Args:
+            placement: where the model generates.
+            frozen: tensors that never change; with some, only what has changed moves.
+        """
         self._job_id = job_id
+        self._mode = param_store_pb2.TRANSFER_MODE_ALL
+        if frozen:
+            self._mode = param_store_pb2.TRANSFER_MODE_CHANGED
         self._experiment = experiment
         self._shards = shards
         self._layout = Layout(
@@ -124,6 +138,7 @@ class ParamStoreReallocator:
             weight_version=weight_version,
             timeout_seconds=self._experiment.call_timeout_seconds,
             dtype=self._experiment.dtype,
+            mode=self._mode,
         )
         response = await self._shards.param_store.Reallocate(
             request, timeout=self._experiment.call_timeout_seconds
@@ -221,7 +236,13 @@ class JobRunner:
         if not generating:
             return None
         placement = self._plan.placement(generating[0].name)
-        return ParamStoreReallocator(self._job_id, self._experiment, self._shards, placement)
+        return ParamStoreReallocator(
+            self._job_id,
+            self._experiment,
+            self._shards,
+            placement,
+            frozen=self._admission.actor.settings.optimizer.frozen,
+        )
 
     def _start_trainers(self) -> list[Awaitable[Any]]:
         return [self._start_trainer_world()]
@@ -295,9 +316,23 @@ class JobRunner:
             return message
 
         requests = [(shard, request(shard)) for shard in self._shards.trainers.values()]
-        await together(
-            shard.trainer.CreateModel(message, timeout=self._timeout) for shard, message in requests
-        )
+        await self._followed(f"building {model.model_id}", "CreateModel", requests)
+
+    async def _followed(
+        self, what: str, method: str, requests: Sequence[tuple[TrainerShard, Any]]
+    ) -> None:
+        """A long call on every trainer; tells how far all of them are together."""
+        done = dict.fromkeys(range(len(requests)), (0, 0))
+
+        async def one(number: int, shard: TrainerShard, message: Any) -> None:
+            async for step in getattr(shard.trainer, method)(message, timeout=self._timeout):
+                done[number] = step.done, step.total
+                total = sum(total for _, total in done.values())
+                if total:
+                    part = sum(so_far for so_far, _ in done.values()) / total
+                    self._events.progress(f"{what} {part:.0%}")
+
+        await together(one(number, *each) for number, each in enumerate(requests))
 
     async def _register_models(self) -> None:
         for model in self._admission.models:
@@ -366,8 +401,5 @@ class JobRunner:
             for shard in self._shards.trainers.values()
         ]
         with span(Span.CHECKPOINT):
-            await together(
-                shard.trainer.SaveCheckpoint(message, timeout=self._timeout)
-                for shard, message in requests
-            )
+            await self._followed("saving the checkpoint", "SaveCheckpoint", requests)
         return str(Path(folder).absolute())

@@ -19,10 +19,11 @@ from torch import Tensor
 from realloc.core.errors import InvalidInput
 from realloc.reallocation.families import CanonicalTensor, canonical_tensors
 from realloc.reallocation.layouts.provider import RankLayout, local_parameters
+from services.trainer.engine import Progress, ignore_progress
 from services.trainer.hf_config import export_config
 from services.trainer.megatron_model import MegatronModel
 from services.trainer.safetensors_writer import SafetensorsWriter
-from services.trainer.weights import block_box, block_view
+from services.trainer.weights import Box, block_box, block_view, pieces_of
 
 MARKER = "COMPLETE"
 """Name of the file that is written when all else is in place."""
@@ -50,7 +51,12 @@ class _Part:
     blocks: tuple[int, ...]
 
 
-def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> None:
+def save_checkpoint(
+    model: MegatronModel,
+    folder: Path,
+    source: Path | None,
+    progress: Progress = ignore_progress,
+) -> None:
     """Write a Hugging Face folder. Collective over the layout's ranks.
 
     Args:
@@ -58,6 +64,7 @@ def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> 
         folder: to make or to replace.
         source: folder with the tokenizer and further configuration to carry over; None for
             none.
+        progress: told after each tensor, in elements.
 
     Raises:
         InvalidInput: the folder cannot be made, on every rank.
@@ -68,7 +75,7 @@ def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> 
     _prepare(model, partial if writes else None, folder)
     if groups.place.data == 0:
         tensors = canonical_tensors(model.spec.architecture)
-        stream = _gather_tensors(model, tensors)
+        stream = _counted(_gather_tensors(model, tensors), tensors, progress)
         if writes:
             _write_tensors(partial, tensors, stream)
         else:
@@ -112,6 +119,18 @@ def _gather_tensors(model: MegatronModel, tensors: Sequence[CanonicalTensor]) ->
         yield _gather_tensor(model, tensor, parts, layouts)
 
 
+def _counted(
+    stream: Iterator[Tensor], tensors: Sequence[CanonicalTensor], progress: Progress
+) -> Iterator[Tensor]:
+    """The same stream; each tensor counts once its taker comes back for the next."""
+    done, total = 0, sum(tensor.num_elements for tensor in tensors)
+    for tensor in tensors:
+        yield next(stream)
+        done += tensor.num_elements
+        progress(done, total)
+    next(stream, None)
+
+
 def _blocks_by_tensor(layout: RankLayout) -> dict[int, tuple[int, ...]]:
     found: dict[int, list[int]] = {}
     for index, number in enumerate(layout.blocks.canonical.tolist()):
@@ -144,49 +163,36 @@ def _gather_tensor(
     parts: Sequence[_Part],
     layouts: dict[int, RankLayout],
 ) -> Tensor:
+    """Piece by piece: the writer holds the whole tensor and one piece, the others one piece."""
     ranks = model.groups.ranks
     me, writer = dist.get_rank(), ranks[0]
     whole = torch.empty((tensor.shape[0], tensor.cols) if me == writer else (0, 0))
     for part in parts:
-        layout = layouts[part.rank]
-        if me == ranks[part.rank]:
-            packed = _pack(model, layout, part)
-            if me != writer:
-                dist.send(packed, writer)
-        elif me == writer:
-            sizes = (layout.blocks.rows * layout.blocks.cols)[list(part.blocks)]
-            packed = torch.empty(int(sizes.sum()), device=model.device)
-            dist.recv(packed, ranks[part.rank])
-        if me == writer:
-            _unpack(packed.cpu(), whole, tensor, layout, part)
+        owner, table = ranks[part.rank], layouts[part.rank]
+        boxes = [(index, block_box(table.blocks, index, tensor)) for index in part.blocks]
+        for index, box in boxes if me in (owner, writer) else ():
+            held = _held(model, table, index, box) if me == owner else None
+            for piece in pieces_of(box, tensor):
+                target = whole[piece.row : piece.row + piece.rows, box.col : box.col + box.cols]
+                if held is None:
+                    received = torch.empty((piece.rows, piece.cols), device=model.device)
+                    dist.recv(received, owner)
+                    target.copy_(received)
+                    continue
+                own = held[piece.row - box.row : piece.row - box.row + piece.rows]
+                if me == writer:
+                    target.copy_(own)
+                else:
+                    dist.send(own.contiguous(), writer)
     return whole
 
 
-def _pack(model: MegatronModel, layout: RankLayout, part: _Part) -> Tensor:
-    """A part's blocks back to back."""
-    parameters = model.parameters()
-    return torch.cat(
-        [
-            block_view(
-                parameters[layout.parameters[layout.blocks.tensor[index]].name].view(-1),
-                layout.blocks,
-                index,
-            ).reshape(-1)
-            for index in part.blocks
-        ]
+def _held(model: MegatronModel, table: RankLayout, index: int, box: Box) -> Tensor:
+    """A block of this rank, [rows, columns] of its box."""
+    name = table.parameters[table.blocks.tensor[index]].name
+    return block_view(model.parameters()[name].view(-1), table.blocks, index).view(
+        box.rows, box.cols
     )
-
-
-def _unpack(
-    packed: Tensor, whole: Tensor, tensor: CanonicalTensor, layout: RankLayout, part: _Part
-) -> None:
-    start = 0
-    for index in part.blocks:
-        box = block_box(layout.blocks, index, tensor)
-        size = box.rows * box.cols
-        target = whole[box.row : box.row + box.rows, box.col : box.col + box.cols]
-        target.copy_(packed[start : start + size].view(box.rows, box.cols))
-        start += size
 
 
 def _write_tensors(

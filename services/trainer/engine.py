@@ -6,7 +6,7 @@ that raises leaves the engine unusable for the job where its collectives were cu
 process then exits and is started anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,12 +81,22 @@ class TrainResult:
     """Optimizer steps of the model so far."""
 
 
+Progress = Callable[[int, int], None]
+"""Takes how much is done, and of how much; called often, from the engine's thread."""
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Nobody asked."""
+
+
 class TrainerEngine(Protocol):
     """Builds models in a layout, runs their calls, hands out their parameters."""
 
     def start_job(self, world: JobWorld) -> None: ...
 
-    def create_model(self, spec: ModelSpec) -> None: ...
+    def create_model(self, spec: ModelSpec, progress: Progress = ignore_progress) -> None:
+        """Build a model and fill its weights; `progress` counts elements of this rank's."""
+        ...
 
     def infer(self, model_id: str, settings: CallSettings, batch: Batch) -> Batch | None:
         """Rows of this data-parallel rank in; their results out, on one rank of each replica
@@ -100,7 +110,9 @@ class TrainerEngine(Protocol):
         may have different numbers of rows, also none."""
         ...
 
-    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+    def save_checkpoint(
+        self, model_id: str, folder: str, source: str = "", progress: Progress = ignore_progress
+    ) -> None:
         """Write a Hugging Face folder; complete only when its marker file is there.
 
         `source` is a folder whose tokenizer and further configuration are carried over; empty

@@ -8,6 +8,7 @@ its calls in the same order, from one thread.
 import gc
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +20,20 @@ from realloc.core.batch import Batch
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from realloc.core.layout import LayoutKind
 from realloc.reallocation.families import canonical_tensors
+from realloc.reallocation.frozen import check_frozen, frozen_parameters
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.layouts.tensor_parallel import padded_vocab_size
 from realloc.transfer.rendezvous import connect_store
 from services.trainer import megatron_shim
 from services.trainer.checkpoint import save_checkpoint
-from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainResult
+from services.trainer.engine import (
+    CallSettings,
+    JobWorld,
+    ModelSpec,
+    Progress,
+    TrainResult,
+    ignore_progress,
+)
 from services.trainer.inference import infer
 from services.trainer.megatron_groups import WorldGroups, create_groups
 from services.trainer.megatron_model import (
@@ -97,8 +106,11 @@ class MegatronEngine:
             ) from error
         self._job = _Job(world, WorldGroups(world.timeout_seconds))
 
-    def create_model(self, spec: ModelSpec) -> None:
+    def create_model(self, spec: ModelSpec, progress: Progress = ignore_progress) -> None:
         """Build a model over its layout's ranks and load its weights.
+
+        Args:
+            progress: told how many elements of this rank's weights are in place, of how many.
 
         Raises:
             Conflict: the job has a model of this id.
@@ -111,6 +123,8 @@ class MegatronEngine:
         architecture, layout = spec.architecture, spec.layout
         _check_layout(spec, job.world)
         check_buildable(architecture, layout.strategy)
+        names = spec.optimizer.frozen if spec.optimizer is not None else ()
+        check_frozen(architecture, layout, names)
         source = _tensor_source(spec)
         ranks = [job.world.devices.index(device) for device in layout.devices]
         groups = create_groups(job.groups, ranks, layout.strategy)
@@ -120,9 +134,11 @@ class MegatronEngine:
         vocabulary = padded_vocab_size(architecture, LayoutKind.MEGATRON, layout.strategy.tensor)
         model = build_module(spec, groups, vocabulary, self._device)
         table = local_parameters(architecture, layout, ranks.index(job.world.rank))
-        load_weights(model.parameters(), table, canonical_tensors(architecture), source)
+        tensors = canonical_tensors(architecture)
+        with closing(source):
+            load_weights(model.parameters(), table, tensors, source, progress)
         if spec.optimizer is not None:
-            make_trainable(model, spec.optimizer)
+            make_trainable(model, spec.optimizer, frozen_parameters(architecture, table, names))
         job.models[spec.model_id] = model
 
     def infer(self, model_id: str, settings: CallSettings, batch: Batch) -> Batch | None:
@@ -135,13 +151,15 @@ class MegatronEngine:
         """Optimizer steps; see `services.trainer.training.train`."""
         return train(self._model(model_id), settings, mini_batches)
 
-    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+    def save_checkpoint(
+        self, model_id: str, folder: str, source: str = "", progress: Progress = ignore_progress
+    ) -> None:
         """Write a Hugging Face folder, with the tokenizer of `source` or the checkpoint."""
         if model_id in self._running().elsewhere:
             return
         model = self._model(model_id)
         origin = source or model.spec.checkpoint
-        save_checkpoint(model, Path(folder), Path(origin) if origin else None)
+        save_checkpoint(model, Path(folder), Path(origin) if origin else None, progress)
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:
         """This rank's live parameters by Megatron name, contiguous; none outside the layout."""

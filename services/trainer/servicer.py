@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +29,7 @@ from realloc.telemetry.spans import Attributes, current_traceparent, span
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine, TrainResult
 from services.trainer.model_locks import ModelLocks
+from services.trainer.progress import ProgressFeed
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -81,7 +83,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Any
-    ) -> pb.CreateModelResponse:
+    ) -> AsyncIterator[pb.CreateModelResponse]:
         self._job(request.job_id)
         spec = await self._or_skip(request.sequence, lambda: _model_spec(request))
         if self._data is None:
@@ -89,8 +91,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
         self._tokenizers[request.model_id] = request.tokenizer
-        await self._run(request.sequence, lambda: self._engine.create_model(spec))
-        return pb.CreateModelResponse()
+        feed = ProgressFeed()
+        work = self._run(request.sequence, lambda: self._engine.create_model(spec, feed.report))
+        async with aclosing(feed.follow(work)) as steps:
+            async for step in steps:
+                yield pb.CreateModelResponse(done=step.done, total=step.total)
 
     async def RunInference(
         self, request: pb.RunInferenceRequest, context: Any
@@ -129,15 +134,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: Any
-    ) -> pb.SaveCheckpointResponse:
+    ) -> AsyncIterator[pb.SaveCheckpointResponse]:
         self._job(request.job_id)
-        started = time.monotonic()
-        tokenizer = self._tokenizers.get(request.model_id, "")
-        await self._run(
-            request.sequence,
-            lambda: self._engine.save_checkpoint(request.model_id, request.folder, tokenizer),
-        )
-        return pb.SaveCheckpointResponse(seconds=time.monotonic() - started)
+        feed, tokenizer = ProgressFeed(), self._tokenizers.get(request.model_id, "")
+
+        def save() -> None:
+            self._engine.save_checkpoint(request.model_id, request.folder, tokenizer, feed.report)
+
+        async with aclosing(feed.follow(self._run(request.sequence, save))) as steps:
+            async for step in steps:
+                yield pb.SaveCheckpointResponse(done=step.done, total=step.total)
 
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$realloc/api/trainer/v1/trainer.proto\x12\x16realloc.api.trainer.v1\x1a realloc/api/types/v1/types.proto\"\x81\x01\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x12\n\nstore_host\x18\x04 \x01(\t\x12\x12\n\nstore_port\x18\x05 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"\x12\n\x10StartJobResponse\"\xca\x02\n\x12\x43reateModelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\thf_config\x18\x04 \x01(\t\x12(\n\x04head\x18\x05 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\x12,\n\x06layout\x18\x06 \x01(\x0b\x32\x1c.realloc.api.types.v1.Layout\x12\x12\n\ncheckpoint\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12?\n\toptimizer\x18\t \x01(\x0b\x32\'.realloc.api.types.v1.OptimizerSettingsH\x00\x88\x01\x01\x12\x11\n\trecompute\x18\n \x01(\x08\x12\x11\n\ttokenizer\x18\x0b \x01(\tB\x0c\n\n_optimizer\"\x15\n\x13\x43reateModelResponse\"\x9d\x01\n\x0c\x43\x61llSettings\x12\x0c\n\x04loss\x18\x01 \x01(\t\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\x16\n\x0ekl_coefficient\x18\x03 \x01(\x01\x12\"\n\x1amax_tokens_per_micro_batch\x18\x04 \x01(\x05\x12.\n\x03ppo\x18\x05 \x01(\x0b\x32!.realloc.api.types.v1.PpoSettings\"{\n\tCallInput\x12\x32\n\x06groups\x18\x01 \x03(\x0b\x32\".realloc.api.trainer.v1.FieldGroup\x12\x31\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1e.realloc.api.types.v1.DataRowsH\x00\x88\x01\x01\x42\x07\n\x05_data\"V\n\nFieldGroup\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12\x38\n\nreferences\x18\x02 \x03(\x0b\x32$.realloc.api.types.v1.BatchReference\"\xea\x01\n\x13RunInferenceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x04 \x01(\t\x12\x11\n\titeration\x18\x05 \x01(\x03\x12\x36\n\x08settings\x18\x06 \x01(\x0b\x32$.realloc.api.trainer.v1.CallSettings\x12\x30\n\x05input\x18\x07 \x01(\x0b\x32!.realloc.api.trainer.v1.CallInput\x12\x14\n\x0coutput_field\x18\x08 \x01(\t\"\x81\x01\n\x14RunInferenceResponse\x12\x39\n\x06output\x18\x01 \x01(\x0b\x32$.realloc.api.types.v1.BatchReferenceH\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x12\n\nnum_tokens\x18\x03 \x01(\x03\x42\t\n\x07_output\"\xda\x01\n\x12RunTrainingRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x04 \x01(\t\x12\x11\n\titeration\x18\x05 \x01(\x03\x12\x36\n\x08settings\x18\x06 \x01(\x0b\x32$.realloc.api.trainer.v1.CallSettings\x12\x37\n\x0cmini_batches\x18\x07 \x03(\x0b\x32!.realloc.api.trainer.v1.CallInput\"\xcd\x01\n\x13RunTrainingResponse\x12I\n\x07metrics\x18\x01 \x03(\x0b\x32\x38.realloc.api.trainer.v1.RunTrainingResponse.MetricsEntry\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"[\n\x15SaveCheckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66older\x18\x04 \x01(\t\")\n\x16SaveCheckpointResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\x1f\n\rEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x10\n\x0e\x45ndJobResponse2\xf4\x04\n\x0eTrainerService\x12]\n\x08StartJob\x12\'.realloc.api.trainer.v1.StartJobRequest\x1a(.realloc.api.trainer.v1.StartJobResponse\x12\x66\n\x0b\x43reateModel\x12*.realloc.api.trainer.v1.CreateModelRequest\x1a+.realloc.api.trainer.v1.CreateModelResponse\x12i\n\x0cRunInference\x12+.realloc.api.trainer.v1.RunInferenceRequest\x1a,.realloc.api.trainer.v1.RunInferenceResponse\x12\x66\n\x0bRunTraining\x12*.realloc.api.trainer.v1.RunTrainingRequest\x1a+.realloc.api.trainer.v1.RunTrainingResponse\x12o\n\x0eSaveCheckpoint\x12-.realloc.api.trainer.v1.SaveCheckpointRequest\x1a..realloc.api.trainer.v1.SaveCheckpointResponse\x12W\n\x06\x45ndJob\x12%.realloc.api.trainer.v1.EndJobRequest\x1a&.realloc.api.trainer.v1.EndJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$realloc/api/trainer/v1/trainer.proto\x12\x16realloc.api.trainer.v1\x1a realloc/api/types/v1/types.proto\"\x81\x01\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\x12\x12\n\nstore_host\x18\x04 \x01(\t\x12\x12\n\nstore_port\x18\x05 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"\x12\n\x10StartJobResponse\"\xca\x02\n\x12\x43reateModelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\thf_config\x18\x04 \x01(\t\x12(\n\x04head\x18\x05 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\x12,\n\x06layout\x18\x06 \x01(\x0b\x32\x1c.realloc.api.types.v1.Layout\x12\x12\n\ncheckpoint\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12?\n\toptimizer\x18\t \x01(\x0b\x32\'.realloc.api.types.v1.OptimizerSettingsH\x00\x88\x01\x01\x12\x11\n\trecompute\x18\n \x01(\x08\x12\x11\n\ttokenizer\x18\x0b \x01(\tB\x0c\n\n_optimizer\"2\n\x13\x43reateModelResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\"\x9d\x01\n\x0c\x43\x61llSettings\x12\x0c\n\x04loss\x18\x01 \x01(\t\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\x16\n\x0ekl_coefficient\x18\x03 \x01(\x01\x12\"\n\x1amax_tokens_per_micro_batch\x18\x04 \x01(\x05\x12.\n\x03ppo\x18\x05 \x01(\x0b\x32!.realloc.api.types.v1.PpoSettings\"{\n\tCallInput\x12\x32\n\x06groups\x18\x01 \x03(\x0b\x32\".realloc.api.trainer.v1.FieldGroup\x12\x31\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1e.realloc.api.types.v1.DataRowsH\x00\x88\x01\x01\x42\x07\n\x05_data\"V\n\nFieldGroup\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12\x38\n\nreferences\x18\x02 \x03(\x0b\x32$.realloc.api.types.v1.BatchReference\"\xea\x01\n\x13RunInferenceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x04 \x01(\t\x12\x11\n\titeration\x18\x05 \x01(\x03\x12\x36\n\x08settings\x18\x06 \x01(\x0b\x32$.realloc.api.trainer.v1.CallSettings\x12\x30\n\x05input\x18\x07 \x01(\x0b\x32!.realloc.api.trainer.v1.CallInput\x12\x14\n\x0coutput_field\x18\x08 \x01(\t\"\x81\x01\n\x14RunInferenceResponse\x12\x39\n\x06output\x18\x01 \x01(\x0b\x32$.realloc.api.types.v1.BatchReferenceH\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x12\n\nnum_tokens\x18\x03 \x01(\x03\x42\t\n\x07_output\"\xda\x01\n\x12RunTrainingRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x04 \x01(\t\x12\x11\n\titeration\x18\x05 \x01(\x03\x12\x36\n\x08settings\x18\x06 \x01(\x0b\x32$.realloc.api.trainer.v1.CallSettings\x12\x37\n\x0cmini_batches\x18\x07 \x03(\x0b\x32!.realloc.api.trainer.v1.CallInput\"\xcd\x01\n\x13RunTrainingResponse\x12I\n\x07metrics\x18\x01 \x03(\x0b\x32\x38.realloc.api.trainer.v1.RunTrainingResponse.MetricsEntry\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"[\n\x15SaveCheckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66older\x18\x04 \x01(\t\"5\n\x16SaveCheckpointResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\"\x1f\n\rEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x10\n\x0e\x45ndJobResponse2\xf8\x04\n\x0eTrainerService\x12]\n\x08StartJob\x12\'.realloc.api.trainer.v1.StartJobRequest\x1a(.realloc.api.trainer.v1.StartJobResponse\x12h\n\x0b\x43reateModel\x12*.realloc.api.trainer.v1.CreateModelRequest\x1a+.realloc.api.trainer.v1.CreateModelResponse0\x01\x12i\n\x0cRunInference\x12+.realloc.api.trainer.v1.RunInferenceRequest\x1a,.realloc.api.trainer.v1.RunInferenceResponse\x12\x66\n\x0bRunTraining\x12*.realloc.api.trainer.v1.RunTrainingRequest\x1a+.realloc.api.trainer.v1.RunTrainingResponse\x12q\n\x0eSaveCheckpoint\x12-.realloc.api.trainer.v1.SaveCheckpointRequest\x1a..realloc.api.trainer.v1.SaveCheckpointResponse0\x01\x12W\n\x06\x45ndJob\x12%.realloc.api.trainer.v1.EndJobRequest\x1a&.realloc.api.trainer.v1.EndJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,31 +41,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEMODELREQUEST']._serialized_start=251
   _globals['_CREATEMODELREQUEST']._serialized_end=581
   _globals['_CREATEMODELRESPONSE']._serialized_start=583
-  _globals['_CREATEMODELRESPONSE']._serialized_end=604
-  _globals['_CALLSETTINGS']._serialized_start=607
-  _globals['_CALLSETTINGS']._serialized_end=764
-  _globals['_CALLINPUT']._serialized_start=766
-  _globals['_CALLINPUT']._serialized_end=889
-  _globals['_FIELDGROUP']._serialized_start=891
-  _globals['_FIELDGROUP']._serialized_end=977
-  _globals['_RUNINFERENCEREQUEST']._serialized_start=980
-  _globals['_RUNINFERENCEREQUEST']._serialized_end=1214
-  _globals['_RUNINFERENCERESPONSE']._serialized_start=1217
-  _globals['_RUNINFERENCERESPONSE']._serialized_end=1346
-  _globals['_RUNTRAININGREQUEST']._serialized_start=1349
-  _globals['_RUNTRAININGREQUEST']._serialized_end=1567
-  _globals['_RUNTRAININGRESPONSE']._serialized_start=1570
-  _globals['_RUNTRAININGRESPONSE']._serialized_end=1775
-  _globals['_RUNTRAININGRESPONSE_METRICSENTRY']._serialized_start=1729
-  _globals['_RUNTRAININGRESPONSE_METRICSENTRY']._serialized_end=1775
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1777
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1868
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1870
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1911
-  _globals['_ENDJOBREQUEST']._serialized_start=1913
-  _globals['_ENDJOBREQUEST']._serialized_end=1944
-  _globals['_ENDJOBRESPONSE']._serialized_start=1946
-  _globals['_ENDJOBRESPONSE']._serialized_end=1962
-  _globals['_TRAINERSERVICE']._serialized_start=1965
-  _globals['_TRAINERSERVICE']._serialized_end=2593
+  _globals['_CREATEMODELRESPONSE']._serialized_end=633
+  _globals['_CALLSETTINGS']._serialized_start=636
+  _globals['_CALLSETTINGS']._serialized_end=793
+  _globals['_CALLINPUT']._serialized_start=795
+  _globals['_CALLINPUT']._serialized_end=918
+  _globals['_FIELDGROUP']._serialized_start=920
+  _globals['_FIELDGROUP']._serialized_end=1006
+  _globals['_RUNINFERENCEREQUEST']._serialized_start=1009
+  _globals['_RUNINFERENCEREQUEST']._serialized_end=1243
+  _globals['_RUNINFERENCERESPONSE']._serialized_start=1246
+  _globals['_RUNINFERENCERESPONSE']._serialized_end=1375
+  _globals['_RUNTRAININGREQUEST']._serialized_start=1378
+  _globals['_RUNTRAININGREQUEST']._serialized_end=1596
+  _globals['_RUNTRAININGRESPONSE']._serialized_start=1599
+  _globals['_RUNTRAININGRESPONSE']._serialized_end=1804
+  _globals['_RUNTRAININGRESPONSE_METRICSENTRY']._serialized_start=1758
+  _globals['_RUNTRAININGRESPONSE_METRICSENTRY']._serialized_end=1804
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1806
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1897
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1899
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1952
+  _globals['_ENDJOBREQUEST']._serialized_start=1954
+  _globals['_ENDJOBREQUEST']._serialized_end=1985
+  _globals['_ENDJOBRESPONSE']._serialized_start=1987
+  _globals['_ENDJOBRESPONSE']._serialized_end=2003
+  _globals['_TRAINERSERVICE']._serialized_start=2006
+  _globals['_TRAINERSERVICE']._serialized_end=2638
 # @@protoc_insertion_point(module_scope)

@@ -39,14 +39,18 @@ class TrainerServiceStub:
     """Joins the job's process group. Every shard of the job must be asked; all return when
     all have joined. A shard works for one job at a time (else FAILED_PRECONDITION).
     """
-    CreateModel: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]
-    """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    CreateModel: _grpc.UnaryStreamMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]
+    """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+    far it is, about once a second, and ends when the model is there.
+    """
     RunInference: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RunInferenceRequest, _trainer_pb2.RunInferenceResponse]
     """Scores a batch: log-probabilities, values or scores. Collective over the model's ranks."""
     RunTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RunTrainingRequest, _trainer_pb2.RunTrainingResponse]
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
-    SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]
-    """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveCheckpoint: _grpc.UnaryStreamMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]
+    """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+    about once a second, and ends when the checkpoint is complete.
+    """
     EndJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.EndJobRequest, _trainer_pb2.EndJobResponse]
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
@@ -63,14 +67,18 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Joins the job's process group. Every shard of the job must be asked; all return when
     all have joined. A shard works for one job at a time (else FAILED_PRECONDITION).
     """
-    CreateModel: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]  # type: ignore[assignment]
-    """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    CreateModel: _aio.UnaryStreamMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+    far it is, about once a second, and ends when the model is there.
+    """
     RunInference: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RunInferenceRequest, _trainer_pb2.RunInferenceResponse]  # type: ignore[assignment]
     """Scores a batch: log-probabilities, values or scores. Collective over the model's ranks."""
     RunTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RunTrainingRequest, _trainer_pb2.RunTrainingResponse]  # type: ignore[assignment]
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
-    SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
-    """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveCheckpoint: _aio.UnaryStreamMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
+    """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+    about once a second, and ends when the checkpoint is complete.
+    """
     EndJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.EndJobRequest, _trainer_pb2.EndJobResponse]  # type: ignore[assignment]
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
@@ -96,8 +104,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trainer_pb2.CreateModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trainer_pb2.CreateModelResponse, _abc.Awaitable[_trainer_pb2.CreateModelResponse]]:
-        """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.CreateModelResponse], _abc.AsyncIterator[_trainer_pb2.CreateModelResponse]]:
+        """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+        far it is, about once a second, and ends when the model is there.
+        """
 
     @_abc_1.abstractmethod
     def RunInference(
@@ -120,8 +130,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trainer_pb2.SaveCheckpointRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trainer_pb2.SaveCheckpointResponse, _abc.Awaitable[_trainer_pb2.SaveCheckpointResponse]]:
-        """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.SaveCheckpointResponse], _abc.AsyncIterator[_trainer_pb2.SaveCheckpointResponse]]:
+        """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+        about once a second, and ends when the checkpoint is complete.
+        """
 
     @_abc_1.abstractmethod
     def EndJob(
