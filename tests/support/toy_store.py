@@ -89,6 +89,8 @@ class ToyStore:
     processes: Processes
     reallocator: Reallocator
     shards: dict[str, ToyShard]
+    calls: list[str]
+    """Methods that were called on shards, in order."""
 
     def train(self, version: int, frozen: Sequence[str] = ()) -> None:
         """Let the trainers hold a version."""
@@ -112,6 +114,27 @@ class ToyStore:
     async def restarted(self) -> Reallocator:
         """Another param-store over the same store, as after a crash of the first."""
         return _reallocator(self.store, self.processes)
+
+
+class CountedProcesses(Processes):
+    """Notes every call of a shard."""
+
+    def __init__(self, members: Members, connect: Any) -> None:
+        super().__init__(members, connect)
+        self.calls: list[str] = []
+
+    def stub(self, member: Member) -> Any:
+        return _CountedStub(super().stub(member), self.calls)
+
+
+class _CountedStub:
+    def __init__(self, stub: Any, calls: list[str]) -> None:
+        self._stub = stub
+        self._calls = calls
+
+    def __getattr__(self, method: str) -> Any:
+        self._calls.append(method)
+        return getattr(self._stub, method)
 
 
 def name_version(shards: Mapping[str, ToyShard], version: int) -> None:
@@ -144,7 +167,7 @@ async def toy_store(
         shards = await stack.enter_async_context(toy_shards(store, dtype, wrap, change))
         members = await stack.enter_async_context(Members(store))
         channels = await stack.enter_async_context(Channels())
-        processes = Processes(members, channels.get)
+        processes = CountedProcesses(members, channels.get)
         registry = Registry(store)
         await registry.register(MODEL)
         reallocator = _reallocator(store, processes)
@@ -155,6 +178,7 @@ async def toy_store(
             processes=processes,
             reallocator=reallocator,
             shards=shards,
+            calls=processes.calls,
         )
 
 
