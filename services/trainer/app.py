@@ -41,7 +41,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
         store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        engine = MegatronEngine()
+        engine = MegatronEngine(config.reachable_host)
         calls = OrderedCalls("megatron")
         stack.callback(calls.close)
         batches = BatchStore(capacity_bytes=config.batch_bytes)

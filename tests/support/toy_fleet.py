@@ -26,8 +26,8 @@ from tests.support.toy_shards import toy_canonical, toy_parameters, toy_replica,
 from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, member
 
 START_SECONDS = 60.0
-PHASES = ("prepare", "transfer", "transferred", "commit")
-"""Where a shard can halt: asked to prepare, to execute, after it executed, to commit."""
+PHASES = ("prepare", "digest", "transfer", "transferred", "commit")
+"""Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit."""
 
 
 class HaltingParty:
@@ -43,6 +43,10 @@ class HaltingParty:
     async def check(self, prepared: Any) -> None:
         await self._gate.passes("prepare")
         await self._party.check(prepared)
+
+    async def digest(self, prepared: Any) -> Any:
+        await self._gate.passes("digest")
+        return await self._party.digest(prepared)
 
     async def execute(self, prepared: Any) -> Any:
         await self._gate.passes("transfer")

@@ -35,6 +35,7 @@ class Memory(Enum):
 
     ANY = "moves any contiguous buffer as it is"
     LENT = "moves buffers of `allocate`; the receiver may read them in place with `borrow`"
+    OPEN = "as LENT, and moves any device memory of the sender as it is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class Borrowed(Pending, Protocol):
         ...
 
     def release(self) -> None:
-        """Give the memory back to its sender."""
+        """Give the memory back to its sender, at the latest in the next wait or `settle`."""
         ...
 
 
@@ -134,7 +135,15 @@ class Communicator(Protocol):
         ...
 
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> Borrowed:
-        """Start receiving a message that is read in the sender's memory (`Memory.LENT`)."""
+        """Start receiving a message that is read in the sender's memory (LENT, OPEN)."""
+        ...
+
+    def settle(self) -> None:
+        """Give back all that was released: a device may still have been reading it.
+
+        Raises:
+            Unavailable: the peer is gone.
+        """
         ...
 
     def close(self) -> None:

@@ -97,6 +97,10 @@ class CompositeCommunicator:
             )
         return route
 
+    def settle(self) -> None:
+        for route in self._distinct:
+            route.settle()
+
     def close(self) -> None:
         for route in self._distinct:
             route.close()

@@ -4,13 +4,14 @@ Blocking; one thread uses it: the engine's thread in a trainer, the worker's in 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.transfer.arrivals import Arrival
 from realloc.transfer.communicator import Communicator, Memory
 from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
@@ -23,11 +24,8 @@ from realloc.transfer.staging import (
 )
 
 DEFAULT_MAX_GROUPS = 8
-_TRANSPORTS = {
-    "cpu": {Memory.LENT: "shared_memory", Memory.ANY: "gloo"},
-    "cuda": {Memory.LENT: "cuda_ipc", Memory.ANY: "nccl"},
-}
-"""Names by the kind of device and by what a communicator asks of buffers."""
+_TRANSPORTS = {"cpu": ("gloo", "shared_memory"), "cuda": ("nccl", "cuda_ipc")}
+"""By the kind of device: between devices, and between processes of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +125,7 @@ class TransferEndpoint:
         destination: Mapping[str, torch.Tensor],
         *,
         digests: bool = True,
+        arrived: Callable[[Arrival], None] | None = None,
     ) -> TransferReport:
         """Connect where needed and execute a program; see `executor.execute`.
 
@@ -146,6 +145,7 @@ class TransferEndpoint:
                 dtype=session.dtype,
                 timeout_seconds=session.timeout_seconds,
                 digests=digests,
+                arrived=arrived,
             )
         except BaseException:
             self.drop(session.group_id)
@@ -154,8 +154,9 @@ class TransferEndpoint:
     def transports(self, group_id: str, peers: Iterable[int]) -> tuple[str, ...]:
         """How peers of a connected group are reached: names, each once, sorted."""
         communicator = self._connections[group_id].communicator
-        by_memory = _TRANSPORTS[communicator.device.type]
-        return tuple(sorted({by_memory[communicator.memory(peer)] for peer in peers}))
+        network, shared = _TRANSPORTS[communicator.device.type]
+        crossed = {communicator.memory(peer) is Memory.ANY for peer in peers}
+        return tuple(sorted(network if crosses else shared for crosses in crossed))
 
     def drop(self, group_id: str) -> None:
         """Close the connection of a group, if there is one; its peers notice."""

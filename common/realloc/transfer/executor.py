@@ -4,8 +4,9 @@ Every endpoint walks its chunks in one order that all share: round, number of th
 within its stream, sender, receiver. It starts them in this order and, once enough are in
 flight, waits for the oldest first. So the first chunk (in that order) that is not through
 has been started by both of its sides, since both only ever wait for earlier ones: no
-deadlock, whatever the programs are. While the oldest is on its way, later chunks are packed,
-blocks that stay in the process are copied, and digests are summed.
+deadlock, whatever the programs are. While the oldest is on its way, later chunks are packed
+and blocks that stay in the process are copied. A chunk's digest is summed as it passes, while
+the cache has it.
 
 A chunk that is one run of memory, in the element type that moves, is sent and received in
 place; only others pass through staging.
@@ -13,20 +14,22 @@ place; only others pass through staging.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import TransferProgram
+from realloc.core.transfer import Int64, TransferProgram
 from realloc.transfer.agreement import agree_on_cuts
+from realloc.transfer.arrivals import Arrival
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
 from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
-from realloc.transfer.digest import ReceivedDigests, SentDigests
+from realloc.transfer.cuts import CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES, LEAST_RUN_BYTES
+from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
-from realloc.transfer.streams import Piece
+from realloc.transfer.streams import Piece, Stream
 
 MAX_IN_FLIGHT = 16
 """Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
@@ -43,9 +46,7 @@ class TransferReport:
     local_bytes: int
     """Bytes copied within the process."""
     seconds: float
-    """From the first chunk to the last; digests of what was sent are summed meanwhile."""
-    digest_seconds: float
-    """Digests of what arrived, summed afterwards."""
+    """From the first chunk to the last, digests included."""
     sent_digests: Mapping[tuple[int, int], int]
     """Digest of what was sent, by (destination endpoint, canonical tensor): signed 64 bits."""
     received_digests: Mapping[int, int]
@@ -61,6 +62,8 @@ class InFlight:
     pending: Pending
     buffer: torch.Tensor | None = None
     """Staging buffer that the chunk moves through, if it does."""
+    elements: torch.Tensor | None = None
+    """The chunk as it moves; None where it is read in the sender's memory."""
     borrowed: Borrowed | None = None
     """The receive as such where it is read in the sender's memory."""
 
@@ -75,6 +78,7 @@ def execute(
     dtype: str,
     timeout_seconds: float,
     digests: bool = True,
+    arrived: Callable[[Arrival], None] | None = None,
     max_in_flight: int = MAX_IN_FLIGHT,
 ) -> TransferReport:
     """Do one endpoint's part of a reallocation; its peers do theirs at the same time.
@@ -92,6 +96,10 @@ def execute(
         dtype: element type on the way, ``float32`` or ``bfloat16``; other types are cast.
         timeout_seconds: deadline of the whole.
         digests: whether to sum digests; without, the report has none.
+        arrived: called once for each canonical tensor of which this endpoint receives
+            something, as soon as it has all of it and its digest is summed. Layers come in
+            order, as far as they take the same way. It runs on the caller's thread between two
+            chunks, so what it does delays the transfer; what it raises ends it.
 
     Raises:
         InvalidInput: parameters that do not fit the program, by name; nothing was moved.
@@ -108,6 +116,7 @@ def execute(
         dtype=DTYPES[dtype],
         deadline=time.monotonic() + timeout_seconds,
         digests=digests,
+        arrived=arrived,
         max_in_flight=max_in_flight,
     )
     with torch.no_grad():
@@ -148,6 +157,7 @@ class Execution:
         dtype: torch.dtype,
         deadline: float,
         digests: bool,
+        arrived: Callable[[Arrival], None] | None,
         max_in_flight: int,
     ) -> None:
         self._program = program
@@ -162,59 +172,78 @@ class Execution:
             1, min(max_in_flight, communicator.max_operations, staging.max_buffers - 1)
         )
         self._in_flight: deque[InFlight] = deque()
-        self._chunks = ProgramChunks(program, staging.chunk_bytes // dtype.itemsize)
+        self._least_run_bytes = LEAST_RUN_BYTES
+        run_bytes = staging.chunk_bytes  # a longer one would leave the cache before its digest
+        if communicator.device.type == "cuda":
+            self._least_run_bytes, run_bytes = CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES
+        self._run_elements = run_bytes // dtype.itemsize
+        self._plain = source.all_of(dtype) and destination.all_of(dtype)
+        self._chunks = ProgramChunks(
+            program, staging.chunk_bytes // dtype.itemsize, self._run_elements
+        )
         if not self._chunks.local_matches():
             raise InvalidInput.at(
                 "program",
                 f"endpoint {program.endpoint} does not receive from itself what it sends itself",
             )
-        self._local = self._chunks.local_copies()
-        self._next_local = next(self._local, None)
-        self._sent = SentDigests(program, source, dtype) if digests else None
-        self._received = ReceivedDigests(program, destination, dtype) if digests else None
+        self._ledger = Ledger(
+            program=program,
+            source=source,
+            destination=destination,
+            dtype=dtype,
+            digests=digests,
+            arrived=arrived,
+        )
 
     def run(self) -> TransferReport:
         """Move everything; see `execute`."""
         began = time.monotonic()
-        self._agree()
-        aside = self._work_aside()
+        self._cut()
         for batch in self._chunks.batches(min(self._communicator.batch_size, self._window)):
-            self._make_ready(batch)
+            self._make_ready(batch.chunks)
             with self._communicator.group():
-                for chunk in batch:
-                    self._start(chunk)
-            next(aside, None)
-        for _ in aside:
-            pass
+                started = [self._start(chunk) for chunk in batch.chunks]
+            for item in started:
+                if item.chunk.direction is Direction.SEND:
+                    self._ledger.sent(item.chunk, item.elements)
+            for copy in batch.copies:
+                self._copy(copy)
         while self._in_flight:
             self._finish_oldest()
-        moved = time.monotonic()
-        self._finish_digests()
-        return self._report(moved - began, time.monotonic() - moved)
+        self._communicator.settle()
+        self._source.synchronize()
+        self._destination.synchronize()
+        return self._report(time.monotonic() - began)
 
-    def _agree(self) -> None:
-        """Cut all streams as their other sides do."""
+    def _cut(self) -> None:
+        """Cut all streams, as their other sides do."""
         try:
-            agree_on_cuts(self._chunks, self._communicator, self._dtype.itemsize, self._deadline)
+            agree_on_cuts(
+                self._chunks, self._runs, self._communicator, self._run_elements, self._deadline
+            )
         except Unavailable as error:
-            raise self._named(
-                error, self._program.source_tensors + self._destination.names
-            ) from error
+            names = self._program.source_tensors + self._destination.names
+            raise self._named(error, names) from error
+
+    def _runs(self, direction: Direction, stream: Stream) -> Int64:
+        """Begin and end of the runs of a stream that may move as they are."""
+        parameters = self._source if direction is Direction.SEND else self._destination
+        movable = parameters.in_place(self._dtype, self._communicator.device)
+        return stream.runs(max(1, self._least_run_bytes // self._dtype.itemsize), movable)
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""
         while self._in_flight and len(self._in_flight) + len(batch) > self._window:
             self._finish_oldest()
         if any(self._passes_on(chunk) for chunk in batch):
-            # A program passes on what came at least two rounds before.
+            # A program passes on what came at least two rounds before. What the process copied
+            # itself in these is in place already.
             arrived = batch[0].round - 2
             while any(
                 item.chunk.direction is Direction.RECEIVE and item.chunk.round <= arrived
                 for item in self._in_flight
             ):
                 self._finish_oldest()
-            while self._next_local is not None and self._next_local.round <= arrived:
-                self._copy_next()
 
     def _passes_on(self, chunk: Chunk) -> bool:
         first_destination = len(self._program.source_tensors)
@@ -222,67 +251,71 @@ class Execution:
             (chunk.stream.tensor >= first_destination).any()
         )
 
-    def _start(self, chunk: Chunk) -> None:
+    def _start(self, chunk: Chunk) -> InFlight:
         """Hand a chunk to the communicator."""
-        pieces = chunk.pieces()
+        start = self._start_send if chunk.direction is Direction.SEND else self._start_receive
         try:
-            if chunk.direction is Direction.SEND:
-                self._in_flight.append(self._start_send(chunk, pieces))
-            else:
-                self._in_flight.append(self._start_receive(chunk, pieces))
+            self._in_flight.append(start(chunk, chunk.pieces()))
         except Unavailable as error:
             raise self._named(error, self._unmoved(chunk)) from error
+        return self._in_flight[-1]
 
     def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
         """Send the parameter's own memory where it will do, else pack."""
-        peer, round_ = chunk.peer, chunk.round
         buffer = None
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None or self._communicator.memory(peer) is Memory.LENT:
+        if elements is None or self._communicator.memory(chunk.peer) is Memory.LENT:
             buffer = self._staging.take()
-            elements = self._elements_of(buffer, pieces)
+            elements = self._elements_of(buffer, chunk)
             self._source.pack(pieces, elements)
-        pending = self._communicator.send(elements, peer=peer, round=round_)
-        return InFlight(chunk=chunk, pieces=pieces, pending=pending, buffer=buffer)
+        pending = self._communicator.send(elements, peer=chunk.peer, round=chunk.round)
+        return InFlight(
+            chunk=chunk, pieces=pieces, pending=pending, buffer=buffer, elements=elements
+        )
 
     def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
         """Receive into the parameter, or to be unpacked from where the sender put it."""
         peer, round_ = chunk.peer, chunk.round
-        if self._communicator.memory(peer) is Memory.LENT:
-            size_bytes = _num_elements(pieces) * self._dtype.itemsize
+        if self._communicator.memory(peer) is not Memory.ANY:
+            size_bytes = chunk.num_elements * self._dtype.itemsize
             borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
             return InFlight(chunk=chunk, pieces=pieces, pending=borrowed, borrowed=borrowed)
         buffer = None
         elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
         if elements is None:
             buffer = self._staging.take()
-            elements = self._elements_of(buffer, pieces)
+            elements = self._elements_of(buffer, chunk)
         pending = self._communicator.receive(elements, peer=peer, round=round_)
-        return InFlight(chunk=chunk, pieces=pieces, pending=pending, buffer=buffer)
+        return InFlight(
+            chunk=chunk, pieces=pieces, pending=pending, buffer=buffer, elements=elements
+        )
 
     def _finish_oldest(self) -> None:
-        """Wait for the oldest chunk and unpack it."""
+        """Wait for the oldest chunk; if it came, put it in place."""
         done = self._in_flight[0]
         try:
             done.pending.wait(max(self._deadline - time.monotonic(), 0.0))
-            self._unpack(done)
+            if done.chunk.direction is Direction.RECEIVE:
+                self._put_in_place(done)
         except Unavailable as error:
             raise self._named(error, self._unmoved(done.chunk)) from error
+        if done.buffer is not None:
+            self._staging.give_back(done.buffer)
         self._in_flight.popleft()
 
-    def _unpack(self, done: InFlight) -> None:
+    def _put_in_place(self, done: InFlight) -> None:
+        elements = done.elements
         if done.borrowed is not None:
             assert done.borrowed.message is not None
-            self._destination.unpack(done.pieces, done.borrowed.message.view(self._dtype))
+            elements = done.borrowed.message.view(self._dtype)
+        if elements is not None and (done.borrowed is not None or done.buffer is not None):
+            self._destination.unpack(done.pieces, elements)
+        self._ledger.received(done.chunk, elements)
+        if done.borrowed is not None:
             done.borrowed.release()
-        elif done.buffer is not None:
-            if done.chunk.direction is Direction.RECEIVE:
-                elements = self._elements_of(done.buffer, done.pieces)
-                self._destination.unpack(done.pieces, elements)
-            self._staging.give_back(done.buffer)
 
-    def _elements_of(self, buffer: torch.Tensor, pieces: tuple[Piece, ...]) -> torch.Tensor:
-        return buffer.view(self._dtype)[: _num_elements(pieces)]
+    def _elements_of(self, buffer: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+        return buffer.view(self._dtype)[: chunk.num_elements]
 
     def _unmoved(self, chunk: Chunk) -> list[str]:
         """Names of the parameters that a chunk is of."""
@@ -296,66 +329,50 @@ class Execution:
         more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
         return Unavailable(f"{error}; parameters {', '.join(distinct[:3])}{more}")
 
-    # Work within the process, done in small steps while chunks are on their way.
-
-    def _work_aside(self) -> Iterator[None]:
-        while self._next_local is not None:
-            self._copy_next()
-            yield
-        if self._sent is not None:
-            yield from self._sent.own_steps()
-
-    def _copy_next(self) -> None:
-        """The next chunk that stays in the process."""
-        copy = self._next_local
-        assert copy is not None
-        self._next_local = next(self._local, None)
-        self._copy(copy)
-
     def _copy(self, copy: LocalCopy) -> None:
-        """Copy at once if the pieces are alike on both sides or either side is one run."""
+        """Copy what stays in the process, through staging only where it must be."""
+        for sent, received in copy.block_by_block():
+            if self._plain and self._copy_directly(sent.pieces(), received.pieces()):
+                self._ledger.sent(sent, None)
+                self._ledger.received(received, None)
+            else:
+                most = self._chunks.chunk_elements
+                for part in zip(sent.cut(most), received.cut(most), strict=True):
+                    self._copy_staged(*part)
+
+    def _copy_directly(self, sent: tuple[Piece, ...], received: tuple[Piece, ...]) -> bool:
+        """Copy if pieces are alike on both sides, or either side is one run."""
         source, destination = self._source, self._destination
-        # A copy between two other types would skip the rounding of the type on the way.
-        rounded = source.all_of(self._dtype) or destination.all_of(self._dtype)
-        if rounded and _shapes(copy.sent) == _shapes(copy.received):
-            for here, there in zip(copy.sent, copy.received, strict=True):
+        if _shapes(sent) == _shapes(received):
+            for here, there in zip(sent, received, strict=True):
                 destination.view(there).copy_(source.view(here))
-        elif (run := source.direct(copy.sent, self._dtype, source.device)) is not None:
-            destination.unpack(copy.received, run)
-        elif (
-            run := destination.direct(copy.received, self._dtype, destination.device)
-        ) is not None:
-            source.pack(copy.sent, run)
+        elif (run := source.direct(sent, self._dtype, source.device)) is not None:
+            destination.unpack(received, run)
+        elif (run := destination.direct(received, self._dtype, destination.device)) is not None:
+            source.pack(sent, run)
         else:
-            buffer = self._staging.take()
-            elements = self._elements_of(buffer, copy.sent)
-            source.pack(copy.sent, elements)
-            destination.unpack(copy.received, elements)
-            self._staging.give_back(buffer)
+            return False
+        return True
 
-    def _finish_digests(self) -> None:
-        if self._sent is not None:
-            for _ in self._sent.relayed_steps():
-                pass
-        if self._received is not None:
-            for _ in self._received.steps():
-                pass
+    def _copy_staged(self, sent: Chunk, received: Chunk) -> None:
+        buffer = self._staging.take()
+        elements = self._elements_of(buffer, sent)
+        self._source.pack(sent.pieces(), elements)
+        self._ledger.sent(sent, elements)
+        self._destination.unpack(received.pieces(), elements)
+        self._ledger.received(received, elements)
+        self._staging.give_back(buffer)
 
-    def _report(self, seconds: float, digest_seconds: float) -> TransferReport:
+    def _report(self, seconds: float) -> TransferReport:
         itemsize = self._dtype.itemsize
         return TransferReport(
             sent_bytes=self._chunks.sent_elements * itemsize,
             received_bytes=self._chunks.received_elements * itemsize,
             local_bytes=self._chunks.local_elements * itemsize,
             seconds=seconds,
-            digest_seconds=digest_seconds,
-            sent_digests=self._sent.values() if self._sent is not None else {},
-            received_digests=self._received.values() if self._received is not None else {},
+            sent_digests=self._ledger.sent_digests(),
+            received_digests=self._ledger.received_digests(),
         )
-
-
-def _num_elements(pieces: tuple[Piece, ...]) -> int:
-    return sum(piece.num_elements for piece in pieces)
 
 
 def _shapes(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:

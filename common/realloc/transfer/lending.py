@@ -8,21 +8,44 @@ touches it.
 
 import os
 import time
+from collections import deque
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Direction, Memory, Operation
 from realloc.transfer.links import Link, LinkClosed, Offer
 
 MAX_OPERATIONS = 256
+LEAST_ADOPTED = 1 << 20
+"""Bytes of the smallest allocation that is lent as it is: opening one costs the peer more than
+copying less."""
+
+
+class Fence(Protocol):
+    """A point in the work of a device."""
+
+    def passed(self) -> bool:
+        """Whether the device has come so far."""
+        ...
+
+    def wait(self) -> None:
+        """Block until it has."""
+        ...
 
 
 class Segments(Protocol):
     """Memory that another process on the same host (or device) can open."""
+
+    @property
+    def memory(self) -> Memory:
+        """LENT, or OPEN where `export` takes any memory."""
+        ...
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
         """A new segment, uint8 [size_bytes]."""
@@ -36,8 +59,8 @@ class Segments(Protocol):
         """A segment of another process."""
         ...
 
-    def finish_copies(self) -> None:
-        """Block until copies that this process began are done (a device works by itself)."""
+    def fence(self) -> Fence | None:
+        """Behind the copies that this process began; None where they are done already."""
         ...
 
 
@@ -82,13 +105,16 @@ class LendingCommunicator:
         self._links = dict(links)
         self._segments = segments
         self._device = device
-        self._own: list[torch.Tensor] = []
+        self._num_segments = 0
+        self._own: dict[int, torch.Tensor] = {}
+        self._adopted: dict[int, tuple[int, StorageWeakRef]] = {}
         self._shown: set[tuple[int, int]] = set()
         self._opened: dict[tuple[int, int], torch.Tensor] = {}
         self._spare: list[int] = []
         self._bounced: dict[tuple[int, int], int] = {}
         self._sent: dict[int, int] = {}
         self._received: dict[int, int] = {}
+        self._released: deque[tuple[Fence, Loan]] = deque()
 
     @property
     def endpoint(self) -> int:
@@ -111,24 +137,27 @@ class LendingCommunicator:
         return 1
 
     def memory(self, peer: int) -> Memory:
-        return Memory.LENT
+        return self._segments.memory
 
     def group(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
-        self._own.append(self._segments.allocate(size_bytes))
-        return self._own[-1]
+        segment = self._segments.allocate(size_bytes)
+        self._own[self._new_number()] = segment
+        return segment
 
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> Loan:
         operation = self._operation(Direction.SEND, buffer.nbytes, peer, round)
         link = self._link(operation)
         number = self._sent[peer] = self._sent.get(peer, -1) + 1
         segment, offset = self._place(buffer, peer, number)
-        self._segments.finish_copies()
+        self._return_finished()
+        if (fence := self._segments.fence()) is not None:
+            fence.wait()  # the peer reads as soon as it knows
         description, descriptor = b"", None
         if (peer, segment) not in self._shown:
-            description, descriptor = self._segments.export(self._own[segment])
+            description, descriptor = self._segments.export(self._segment(segment, buffer))
             self._shown.add((peer, segment))
         try:
             link.offer(
@@ -153,6 +182,7 @@ class LendingCommunicator:
     def finish_send(self, loan: Loan, timeout_seconds: float) -> None:
         """Wait until the peer has given the message back."""
         link = self._link(loan.operation)
+        self.settle()
         try:
             done = link.wait_returned(loan.number, time.monotonic() + timeout_seconds)
         except LinkClosed as error:
@@ -166,8 +196,13 @@ class LendingCommunicator:
     def finish_receive(self, loan: Loan, timeout_seconds: float) -> None:
         """Wait for the peer's offer; copy it out where there is a buffer."""
         operation = loan.operation
+        link = self._link(operation)
+        self._return_finished()
         try:
-            offer = self._link(operation).next_offer(time.monotonic() + timeout_seconds)
+            offer = link.next_offer(0.0)
+            if offer is None:  # the peer may be waiting for what was released here
+                self.settle()
+                offer = link.next_offer(time.monotonic() + timeout_seconds)
         except LinkClosed as error:
             raise operation.failed(error) from error
         if offer is None:
@@ -179,22 +214,32 @@ class LendingCommunicator:
         if loan.buffer is not None:
             loan.buffer.view(-1).view(torch.uint8).copy_(loan.message)
             self.give_back(loan)
+            self.settle()
 
     def give_back(self, loan: Loan) -> None:
-        """Tell the sender that its message has been read."""
-        self._segments.finish_copies()
+        """Tell the sender that its message has been read, once the device has read it."""
         loan.message = None
-        try:
-            self._link(loan.operation).give_back(loan.number)
-        except LinkClosed as error:
-            raise loan.operation.failed(error) from error
+        fence = self._segments.fence()
+        if fence is None:
+            self._return(loan)
+        else:
+            self._released.append((fence, loan))
+
+    def settle(self) -> None:
+        while self._released:
+            self._released[0][0].wait()
+            self._return_finished()
 
     def close(self) -> None:
+        with suppress(Unavailable, RuntimeError):  # a peer, or the device, may be gone
+            self.settle()
+        self._released.clear()
         for link in self._links.values():
             link.close()
         self._links.clear()
         self._opened.clear()
         self._own.clear()
+        self._adopted.clear()
 
     def _receive(self, buffer: torch.Tensor | None, size_bytes: int, peer: int, round: int) -> Loan:
         operation = self._operation(Direction.RECEIVE, size_bytes, peer, round)
@@ -202,17 +247,52 @@ class LendingCommunicator:
         number = self._received[peer] = self._received.get(peer, -1) + 1
         return Loan(operation=operation, owner=self, number=number, buffer=buffer)
 
+    def _return_finished(self) -> None:
+        while self._released and self._released[0][0].passed():
+            self._return(self._released.popleft()[1])
+
+    def _return(self, loan: Loan) -> None:
+        try:
+            self._link(loan.operation).give_back(loan.number)
+        except LinkClosed as error:
+            raise loan.operation.failed(error) from error
+
     def _place(self, buffer: torch.Tensor, peer: int, number: int) -> tuple[int, int]:
-        """Segment and offset of a buffer; one that lies elsewhere is copied into a segment."""
+        """Segment and offset of a buffer; one that cannot be lent is copied into a segment."""
         first = buffer.data_ptr()
-        for index, segment in enumerate(self._own):
+        for index, segment in self._own.items():
             offset = first - segment.data_ptr()
             if offset >= 0 and offset + buffer.nbytes <= segment.nbytes:
                 return index, offset
+        adopted = self._adopt(buffer)
+        if adopted is not None:
+            return adopted, first - buffer.untyped_storage().data_ptr()
         index = self._bounce_segment(buffer.nbytes)
         self._bounced[peer, number] = index
         self._own[index][: buffer.nbytes].copy_(buffer.view(-1).view(torch.uint8))
         return index, 0
+
+    def _adopt(self, buffer: torch.Tensor) -> int | None:
+        """Number of the segment that a caller's own memory is."""
+        if self.memory(0) is not Memory.OPEN or buffer.untyped_storage().nbytes() < LEAST_ADOPTED:
+            return None
+        base = buffer.untyped_storage().data_ptr()
+        if base in self._adopted:
+            index, alive = self._adopted[base]
+            if not alive.expired():  # type: ignore[no-untyped-call]  # torch declares none
+                return index
+        index = self._new_number()
+        storage = buffer.untyped_storage()
+        self._adopted[base] = index, StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # the same
+        return index
+
+    def _segment(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
+        """The memory of a segment in which a buffer lies."""
+        return self._own[index] if index in self._own else whole_storage(buffer)
+
+    def _new_number(self) -> int:
+        self._num_segments += 1
+        return self._num_segments - 1
 
     def _bounce_segment(self, size_bytes: int) -> int:
         for index in self._spare:
@@ -220,7 +300,7 @@ class LendingCommunicator:
                 self._spare.remove(index)
                 return index
         self.allocate(size_bytes)
-        return len(self._own) - 1
+        return self._num_segments - 1
 
     def _open(self, peer: int, offer: Offer) -> torch.Tensor:
         if offer.description:
@@ -245,6 +325,12 @@ class LendingCommunicator:
             round=round,
             size_bytes=size_bytes,
         )
+
+
+def whole_storage(buffer: torch.Tensor) -> torch.Tensor:
+    """All memory of the allocation that a tensor lies in, uint8."""
+    storage = buffer.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(storage)
 
 
 def offset_range(offer: Offer) -> slice:

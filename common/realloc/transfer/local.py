@@ -149,5 +149,8 @@ class LocalCommunicator:
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("threads lend no memory")
 
+    def settle(self) -> None:
+        """Nothing is lent."""
+
     def close(self) -> None:
         self._world.leave(self._endpoint)

@@ -152,6 +152,9 @@ class NcclCommunicator:
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("NCCL lends no memory")
 
+    def settle(self) -> None:
+        """Nothing is lent."""
+
     def close(self) -> None:
         if self._group is not None:
             self._group.abort()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from realloc.core.errors import Problem, raise_problems
 from realloc.core.transfer import Blocks, Int64
@@ -58,6 +59,17 @@ class Parameters:
     def all_of(self, dtype: torch.dtype) -> bool:
         """Whether every parameter in use has this element type."""
         return self._dtypes <= {dtype}
+
+    def in_place(self, dtype: torch.dtype, device: torch.device) -> NDArray[np.bool_]:
+        """[tensors] whether each may move as it is: of this element type, on such a device."""
+        return np.array(
+            [flat.dtype == dtype and flat.device.type == device.type for flat in self.flat], bool
+        )
+
+    def synchronize(self) -> None:
+        """Wait until a GPU has done all that was asked of it on the current stream."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def view(self, piece: Piece) -> torch.Tensor:
         """The piece in place, [rows, cols]."""

@@ -9,7 +9,7 @@ from realloc.core.errors import InvalidInput
 DEFAULT_STAGING_BYTES = 256 << 20
 DEFAULT_CHUNK_BYTES = 4 << 20
 """Of a chunk in host memory. Measured alike from 1 to 8 MiB; larger ones leave the cache."""
-CUDA_CHUNK_BYTES = 8 << 20
+CUDA_CHUNK_BYTES = 32 << 20
 """Of a chunk in device memory: large beside the cost of launching its copy."""
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
-from realloc.transfer import agreement
+from realloc.transfer import executor
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.local import LocalPending, LocalWorld
 from realloc.transfer.staging import StagingBuffers
@@ -137,7 +137,7 @@ def test_any_split_becomes_any_other(
     programs = make_programs(shapes, have, want, num_endpoints, rounds)
     sources = [parameters_of(have, e, canonical) for e in range(num_endpoints)]
     destinations = [parameters_of(want, e, None) for e in range(num_endpoints)]
-    with mock.patch.object(agreement, "LEAST_RUN_BYTES", 16):  # so that small runs count
+    with mock.patch.object(executor, "LEAST_RUN_BYTES", 16):  # so that small runs count
         reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
 
     for endpoint in range(num_endpoints):
