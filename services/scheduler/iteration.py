@@ -148,6 +148,8 @@ class IterationRunner:
             self._progress(call.name)
             state.outcomes[call.name] = await self._run_call(call, state, rows)
         done[call.name].set()
+        if call.kind is CallKind.TRAIN:
+            self._start_reallocation(call.model, state.iteration)
 
     async def _run_call(
         self, call: FunctionCall, state: IterationState, rows: Sequence[int]
@@ -187,9 +189,12 @@ class IterationRunner:
             iteration=state.iteration,
         )
         self.weight_versions[call.model] = outcome.weight_version
-        if self._reallocator is not None and self._generates_after(call.model, state.iteration):
-            self._reallocator.start(call.model, outcome.weight_version)
         return outcome
+
+    def _start_reallocation(self, model_id: str, iteration: int) -> None:
+        """Send a new version to where the model generates, beside the calls that still run."""
+        if self._reallocator is not None and self._generates_after(model_id, iteration):
+            self._reallocator.start(model_id, self.weight_versions[model_id])
 
     def _generates_after(self, model_id: str, iteration: int) -> bool:
         """True where the version that an iteration makes of a model will generate."""
