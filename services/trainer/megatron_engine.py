@@ -2,7 +2,7 @@
 
 Calls are collective: `start_job`, `create_model` and `end_job` over the job's world, the
 others over the model's layout; ranks outside the layout need not make them. Every rank makes
-its calls in the same order, from one thread.
+its calls in the same order, from one thread; parameters and versions may be read from another.
 """
 
 import gc

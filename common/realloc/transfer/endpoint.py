@@ -1,6 +1,6 @@
 """What a shard process keeps for reallocations: its store, and its connections by group.
 
-Blocking; one thread uses it: the engine's thread in a trainer, the worker's in vLLM.
+Blocking; one thread uses it: the transfers' thread in a trainer, the worker's in vLLM.
 """
 
 from collections import OrderedDict
