@@ -20,7 +20,10 @@ class Stages:
         await asyncio.gather(*(each.start() for each in stage))
 
     async def stop(self) -> None:
-        """Stop all, the last stage first."""
+        """Stop all, the last stage first; what ends by itself meanwhile is not started again."""
+        for stage in self._running:
+            for each in stage:
+                each.retire()
         for stage in reversed(self._running):
             await asyncio.gather(*(each.stop() for each in stage))
         self._running.clear()

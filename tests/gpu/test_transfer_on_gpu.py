@@ -3,9 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferSession
-from realloc.transfer import executor, lending
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.nccl import NcclCommunicator
 from realloc.transfer.rendezvous import TransferStore, connect_store
@@ -97,7 +94,7 @@ def held(case: Case, name: str) -> tuple[dict, dict]:
 
 
 def reallocate(
-    session: TransferSession, case: Case, index: int, short_runs: bool
+    session: TransferSession, case: Case, index: int
 ) -> tuple[dict, dict, bool, list[int], int]:
     """Digests sent and received, whether all arrived bit by bit, the order in which tensors
     were complete, and the bytes that the transfer allocated at its peak."""
@@ -108,14 +105,13 @@ def reallocate(
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with ExitStack() as stack:
-        if short_runs:
-            stack.enter_context(mock.patch.object(executor, "CUDA_LEAST_RUN_BYTES", 64))
-            stack.enter_context(mock.patch.object(lending, "LEAST_ADOPTED", 0))
-        report = _here["endpoint"].run(
-            session, plan.programs[index], source, destination,
-            arrived=lambda arrival: complete.append(arrival.canonical),
-        )  # fmt: skip
+    report = _here["endpoint"].run(
+        session,
+        plan.programs[index],
+        source,
+        destination,
+        arrived=lambda arrival: complete.append(arrival.canonical),
+    )
     peak = torch.cuda.max_memory_allocated() - before
     equal = all(
         torch.equal(
@@ -192,20 +188,17 @@ def open_session(ranks: RankProcesses, case: Case) -> TransferSession:
     )
 
 
-@pytest.mark.parametrize("short_runs", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_weights_arrive_bit_by_bit_on_one_gpu(
-    ranks: RankProcesses, name: str, short_runs: bool
-) -> None:
+def test_weights_arrive_bit_by_bit_on_one_gpu(ranks: RankProcesses, name: str) -> None:
     """Megatron layouts become vLLM's between processes of one device; digests agree, and each
-    tensor was told of once. With short runs everything that can be is read in place."""
+    tensor was told of once."""
     case = CASES[name]
     session = open_session(ranks, case)
     count = session.num_endpoints
     for _ in range(2):  # the second time over the same connection
         results = ranks.run(
             reallocate,
-            [(session, case, index, short_runs) for index in range(count)],
+            [(session, case, index) for index in range(count)],
             timeout_seconds=TIMEOUT,
         )
         assert all(equal for _, _, equal, _, _ in results)
@@ -228,7 +221,7 @@ def test_device_memory_stays_within_the_staging_buffers(ranks: RankProcesses) ->
     case = CASES["two to two"]
     session = open_session(ranks, case)
     results = ranks.run(
-        reallocate, [(session, case, index, False) for index in range(4)], timeout_seconds=TIMEOUT
+        reallocate, [(session, case, index) for index in range(4)], timeout_seconds=TIMEOUT
     )
     for *_, peak in results:
         assert peak <= (256 << 20) + (1 << 20)
@@ -238,9 +231,7 @@ def test_a_peer_that_died_is_an_error_that_names_it(ranks: RankProcesses) -> Non
     """The survivor learns at once, with endpoint, peer, round and parameter."""
     case = CASES["one process to another"]
     session = open_session(ranks, case)
-    ranks.run(
-        reallocate, [(session, case, index, False) for index in range(2)], timeout_seconds=TIMEOUT
-    )
+    ranks.run(reallocate, [(session, case, index) for index in range(2)], timeout_seconds=TIMEOUT)
     ranks.start_one(0, die, ())
     ranks.processes[0].join(20)
     ranks.start_one(1, survive, (session, case, 1))

@@ -115,6 +115,10 @@ def open_shard(name: str, device: int | None, on_gpu: bool = False) -> int:
     return SHARD[0].endpoint.store_port
 
 
+def close_shard() -> None:
+    SHARD.pop().endpoint.close()
+
+
 def prepare(index: int, model: ModelArchitecture, source: Layout, destination: Layout) -> int:
     """Make this endpoint's program and parameters; the bytes that it receives."""
     names = [f"trainer-{d}" for d in source.devices] + [
@@ -389,6 +393,7 @@ def bench_cuda(model: ModelArchitecture, repeats: int) -> None:
             alone = [ranks.run(digest_on_gpu, [()], timeout_seconds=TIMEOUT)[0] for _ in range(3)]
             rate = median_rate(alone[0][0], [seconds for _, seconds in alone])
             print(f"digests of one side alone: {rate:.0f} GB/s")
+        ranks.run(close_shard, [()] * count, timeout_seconds=TIMEOUT)
         ranks.close()
 
 

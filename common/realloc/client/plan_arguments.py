@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", required=True, help="nodes x kind : devices per node, such as 16xH100:8@3200"
     )
+    parser.add_argument(
+        "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="time of the search")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--searcher", default="default", choices=SEARCHERS)

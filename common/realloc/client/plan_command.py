@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from realloc.client.experiment_file import load_experiment
-from realloc.client.plan_inputs import architectures_of, parse_cluster, prompt_length
+from realloc.client.plan_inputs import architectures_of, parse_cluster, prompt_length, with_links
 from realloc.core.errors import InvalidInput, raise_problems
 from realloc.core.experiment import CallPin, Experiment
 from realloc.dataflow.catalog import build_graph
@@ -52,6 +52,8 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
     experiment = load_experiment(path)
     raise_problems(experiment.problems())
     planned = parse_cluster(arguments.cluster)
+    if arguments.links is not None:
+        planned = with_links(planned, arguments.links)
     graph = build_graph(experiment)
     prompts = prompt_length(experiment, arguments.prompt_tokens)
     if not 0 < arguments.seconds <= 3600:

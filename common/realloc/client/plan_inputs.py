@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from realloc.core.errors import InvalidInput, Problem, raise_problems
@@ -10,6 +10,7 @@ from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
 from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
+from realloc.cost.measured_links import LinkTable, with_measured_links
 from realloc.dataflow.graph import DataflowGraph, GraphModel
 
 _CLUSTER = re.compile(r"(\d+)x([A-Za-z0-9-]+)(?::(\d+))?(?:@([\d.]+))?")
@@ -60,6 +61,21 @@ def parse_cluster(text: str) -> PlannedCluster:
         ),
         hardware=hardware,
     )
+
+
+def with_links(planned: PlannedCluster, path: Path) -> PlannedCluster:
+    """The same cluster with the links that ``realloc doctor --links`` measured.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds something else.
+    """
+    try:
+        table = LinkTable.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise InvalidInput.at("--links", f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput.at("--links", f"{path} is not JSON: {error}") from error
+    return replace(planned, hardware=with_measured_links(planned.hardware, table))
 
 
 def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:

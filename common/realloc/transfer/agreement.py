@@ -21,21 +21,17 @@ def agree_on_cuts(
     chunks: ProgramChunks,
     runs_of: RunsOf,
     communicator: Communicator,
-    run_elements: int,
     deadline: float,
 ) -> None:
     """Cut every stream alike on both sides, at the ends of the long runs of either.
 
-    Two short messages to and from each peer. Peers that lend only their buffers are left out:
-    there every chunk is copied by both sides wherever it is cut.
-
-    Args:
-        run_elements: most elements of a chunk that needs no staging.
+    One short message to and from each peer. Peers that lend memory are left out: where to cut
+    makes no difference there.
 
     Raises:
         Unavailable: a peer is gone or late, or has another program.
     """
-    peers = [peer for peer in chunks.peers() if communicator.memory(peer) is not Memory.LENT]
+    peers = [peer for peer in chunks.peers() if communicator.memory(peer) is Memory.ANY]
     streams = {
         peer: [
             (direction, stream)
@@ -59,19 +55,9 @@ def agree_on_cuts(
         # What I send they receive: their list has the two directions the other way round.
         num_receives = len(chunks.streams(Direction.RECEIVE, peer))
         parts = parts[num_receives:] + parts[:num_receives]
-        opened = communicator.memory(peer) is Memory.OPEN
-        for (direction, stream), here, there in zip(streams[peer], mine[peer], parts, strict=True):
-            own, other = here.reshape(-1, 2), there.reshape(-1, 2)
-            # Open memory is read where the sender has it, so its runs alone decide.
-            sent = own if direction is Direction.SEND else other
-            ends = chunk_ends(
-                stream.num_elements,
-                (own, other),
-                chunks.chunk_elements,
-                in_place=(sent,) if opened else (),
-                run_elements=run_elements,
-            )
-            chunks.cut(stream, ends)
+        for (_, stream), here, there in zip(streams[peer], mine[peer], parts, strict=True):
+            both = here.reshape(-1, 2), there.reshape(-1, 2)
+            chunks.cut(stream, chunk_ends(stream.num_elements, both, chunks.chunk_elements))
 
 
 def _exchange(

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
 
-import numpy as np
-
 from realloc.core.transfer import Int64, TransferProgram
-from realloc.transfer.communicator import Direction
+from realloc.transfer.communicator import Communicator, Direction, Memory
 from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, Stream, streams_of
 
@@ -62,15 +60,6 @@ class LocalCopy:
     def order(self, endpoint: int) -> tuple[int, int, int, int]:
         return self.sent.order(endpoint)
 
-    def block_by_block(self) -> Iterator[tuple[Chunk, Chunk]]:
-        """Both sides, cut wherever a block of either begins."""
-        first, last = self.sent.first, self.sent.last
-        begins = np.union1d(self.sent.stream.offset, self.received.stream.offset)
-        inside = begins[(begins > first) & (begins < last)].tolist()
-        for begin, end in pairwise([first, *inside, last]):
-            part = {"first": begin, "last": end}
-            yield replace(self.sent, **part), replace(self.received, **part)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -83,16 +72,25 @@ class Batch:
 
 
 class ProgramChunks:
-    """A program cut into chunks of at most `chunk_elements`, but for runs moved in place."""
+    """A program cut into chunks."""
 
-    def __init__(self, program: TransferProgram, chunk_elements: int, local_elements: int) -> None:
+    def __init__(
+        self,
+        program: TransferProgram,
+        chunk_elements: int,
+        in_place_elements: int,
+        communicator: Communicator,
+    ) -> None:
         """Cut nothing yet.
 
         Args:
-            local_elements: most elements of a chunk that stays in the process.
+            chunk_elements: most elements of a chunk that fits a staging buffer.
+            in_place_elements: most elements of one that needs none, within the process and
+                where the communicator has open memory.
         """
         self.chunk_elements = chunk_elements
-        self._most_local = local_elements
+        self._in_place_elements = in_place_elements
+        self._communicator = communicator
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
@@ -163,7 +161,7 @@ class ProgramChunks:
 
     def _local_copies(self) -> Iterator[LocalCopy]:
         for sent, received in self.local_streams():
-            ends = [*range(0, sent.num_elements, self._most_local), sent.num_elements]
+            ends = self._ends(sent)
             for pair in zip(
                 _chunks(sent, Direction.SEND, ends),
                 _chunks(received, Direction.RECEIVE, ends),
@@ -174,8 +172,14 @@ class ProgramChunks:
     def _ends(self, stream: Stream) -> list[int]:
         ends = self._cuts.get(id(stream))
         if ends is None:
-            ends = chunk_ends(stream.num_elements, (), self.chunk_elements)
+            ends = chunk_ends(stream.num_elements, (), self._most(stream.peer))
         return [0, *ends.tolist()]
+
+    def _most(self, peer: int) -> int:
+        here = peer == self._endpoint
+        if here or self._communicator.memory(peer) is Memory.OPEN:
+            return self._in_place_elements
+        return self.chunk_elements
 
 
 def _chunks(stream: Stream, direction: Direction, ends: list[int]) -> Iterator[Chunk]:

@@ -1,6 +1,6 @@
 """Endpoints that reach some peers one way and the others another way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -68,6 +68,12 @@ class CompositeCommunicator:
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
         return self._route(Direction.SEND, peer, round, buffer.nbytes).send(
             buffer, peer=peer, round=round
+        )
+
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> Pending:
+        size_bytes = sum(view.nbytes for view in views)
+        return self._route(Direction.SEND, peer, round, size_bytes).lend(
+            views, peer=peer, round=round
         )
 
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:

@@ -2,7 +2,7 @@
 
 The GPU twin of `shared_memory`, with one difference: device memory can be opened by others
 wherever it was allocated. So the receiver copies straight out of the sender's parameters, and
-only what the sender must pack passes through a segment. NCCL refuses two processes of one
+only what the sender must cast passes through a segment. NCCL refuses two processes of one
 device in a communicator; these need none.
 """
 
@@ -49,13 +49,7 @@ class CudaSegments:
         # until the last of them has let go of it.
         _, *rest = segment.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]  # not in torch's stub
         fields = [{"hex": field.hex()} if isinstance(field, bytes) else field for field in rest]
-        description = {
-            "device": device_uuid(self._device),
-            "handle": fields,
-            "offset": segment.storage_offset(),
-            "size": segment.nbytes,
-        }
-        return json.dumps(description).encode(), None
+        return json.dumps({"device": device_uuid(self._device), "handle": fields}).encode(), None
 
     def open(self, description: bytes, descriptor: int | None) -> torch.Tensor:
         given = json.loads(description)
@@ -66,8 +60,7 @@ class CudaSegments:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # the same
         index = self._index_of(given["device"])
         storage = torch.UntypedStorage._new_shared_cuda(index, *handle)
-        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        return whole[given["offset"] : given["offset"] + given["size"]]
+        return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
     def fence(self) -> StreamFence:
         return StreamFence(self._device)

@@ -14,7 +14,7 @@ place; only others pass through staging.
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,17 @@ from realloc.core.transfer import Int64, TransferProgram
 from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
-from realloc.transfer.communicator import Borrowed, Communicator, Direction, Memory, Pending
-from realloc.transfer.cuts import CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES, LEAST_RUN_BYTES
+from realloc.transfer.communicator import (
+    Borrowed,
+    Communicator,
+    Direction,
+    Memory,
+    Pending,
+    Region,
+)
+from realloc.transfer.cuts import LEAST_RUN_BYTES
 from realloc.transfer.ledger import Ledger
+from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
 from realloc.transfer.streams import Piece, Stream
@@ -60,10 +68,10 @@ class InFlight:
     chunk: Chunk
     pieces: tuple[Piece, ...]
     pending: Pending
-    buffer: torch.Tensor | None = None
-    """Staging buffer that the chunk moves through, if it does."""
-    elements: torch.Tensor | None = None
-    """The chunk as it moves; None where it is read in the sender's memory."""
+    buffers: tuple[torch.Tensor, ...] = ()
+    """Staging buffers that the chunk moves through, if it does."""
+    elements: tuple[torch.Tensor, ...] = ()
+    """The chunk as it moves, in parts of a buffer each; empty where it is lent as it is."""
     borrowed: Borrowed | None = None
     """The receive as such where it is read in the sender's memory."""
 
@@ -172,14 +180,15 @@ class Execution:
             1, min(max_in_flight, communicator.max_operations, staging.max_buffers - 1)
         )
         self._in_flight: deque[InFlight] = deque()
-        self._least_run_bytes = LEAST_RUN_BYTES
-        run_bytes = staging.chunk_bytes  # a longer one would leave the cache before its digest
-        if communicator.device.type == "cuda":
-            self._least_run_bytes, run_bytes = CUDA_LEAST_RUN_BYTES, CUDA_RUN_BYTES
-        self._run_elements = run_bytes // dtype.itemsize
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
+        in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
+        if communicator.device.type == "cuda":
+            in_place_bytes = staging.chunk_bytes * max(1, staging.max_buffers // 2)
         self._chunks = ProgramChunks(
-            program, staging.chunk_bytes // dtype.itemsize, self._run_elements
+            program,
+            staging.chunk_bytes // dtype.itemsize,
+            in_place_bytes // dtype.itemsize,
+            communicator,
         )
         if not self._chunks.local_matches():
             raise InvalidInput.at(
@@ -198,14 +207,16 @@ class Execution:
     def run(self) -> TransferReport:
         """Move everything; see `execute`."""
         began = time.monotonic()
+        self._source.synchronize()  # peers may read it by themselves
         self._cut()
-        for batch in self._chunks.batches(min(self._communicator.batch_size, self._window)):
+        for batch in self._chunks.batches(self._batch_size()):
             self._make_ready(batch.chunks)
             with self._communicator.group():
                 started = [self._start(chunk) for chunk in batch.chunks]
             for item in started:
                 if item.chunk.direction is Direction.SEND:
-                    self._ledger.sent(item.chunk, item.elements)
+                    for part in self._parts(item.chunk, item.elements):
+                        self._ledger.sent(*part)
             for copy in batch.copies:
                 self._copy(copy)
         while self._in_flight:
@@ -218,9 +229,7 @@ class Execution:
     def _cut(self) -> None:
         """Cut all streams, as their other sides do."""
         try:
-            agree_on_cuts(
-                self._chunks, self._runs, self._communicator, self._run_elements, self._deadline
-            )
+            agree_on_cuts(self._chunks, self._runs, self._communicator, self._deadline)
         except Unavailable as error:
             names = self._program.source_tensors + self._destination.names
             raise self._named(error, names) from error
@@ -229,11 +238,18 @@ class Execution:
         """Begin and end of the runs of a stream that may move as they are."""
         parameters = self._source if direction is Direction.SEND else self._destination
         movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(max(1, self._least_run_bytes // self._dtype.itemsize), movable)
+        return stream.runs(max(1, LEAST_RUN_BYTES // self._dtype.itemsize), movable)
+
+    def _batch_size(self) -> int:
+        # Of chunks that are cast for open memory each may need half of the buffers.
+        return min(self._communicator.batch_size, self._window) if self._plain else 1
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""
-        while self._in_flight and len(self._in_flight) + len(batch) > self._window:
+        needed = sum(self._buffers_for(chunk) for chunk in batch) + 1
+        while self._in_flight and (
+            len(self._in_flight) + len(batch) > self._window or self._staging.num_free < needed
+        ):
             self._finish_oldest()
         if any(self._passes_on(chunk) for chunk in batch):
             # A program passes on what came at least two rounds before. What the process copied
@@ -244,6 +260,13 @@ class Execution:
                 for item in self._in_flight
             ):
                 self._finish_oldest()
+            self._destination.synchronize()
+
+    def _buffers_for(self, chunk: Chunk) -> int:
+        """Most staging buffers that a chunk takes."""
+        if self._plain and self._communicator.memory(chunk.peer) is Memory.OPEN:
+            return 0
+        return -(-chunk.num_elements // self._chunks.chunk_elements)
 
     def _passes_on(self, chunk: Chunk) -> bool:
         first_destination = len(self._program.source_tensors)
@@ -261,33 +284,65 @@ class Execution:
         return self._in_flight[-1]
 
     def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Send the parameter's own memory where it will do, else pack."""
-        buffer = None
+        """Send the parameters' own memory where it will do, else pack."""
+        peer, round_ = chunk.peer, chunk.round
+        memory = self._communicator.memory(peer)
+        if memory is Memory.OPEN:
+            return self._start_loan(chunk, pieces)
+        buffers: tuple[torch.Tensor, ...] = ()
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None or self._communicator.memory(chunk.peer) is Memory.LENT:
-            buffer = self._staging.take()
-            elements = self._elements_of(buffer, chunk)
+        if elements is None or memory is Memory.LENT:
+            buffers = (self._staging.take(),)
+            elements = self._elements_of(buffers[0], chunk)
             self._source.pack(pieces, elements)
-        pending = self._communicator.send(elements, peer=chunk.peer, round=chunk.round)
+        pending = self._communicator.send(elements, peer=peer, round=round_)
         return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffer=buffer, elements=elements
+            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
+        )
+
+    def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+        """Lend the parameters themselves; cast elements of another type first."""
+        buffers: tuple[torch.Tensor, ...] = ()
+        elements: tuple[torch.Tensor, ...] = ()
+        if self._source.all_of(self._dtype):
+            views = [self._source.strip(piece).view() for piece in pieces]
+        else:
+            buffers, elements = self._take_buffers(chunk)
+            for part, cast in zip(chunk.cut(self._chunks.chunk_elements), elements, strict=True):
+                self._source.pack(part.pieces(), cast)
+            self._source.synchronize()
+            views = [cast.view(1, -1) for cast in elements]
+        pending = self._communicator.lend(views, peer=chunk.peer, round=chunk.round)
+        return InFlight(
+            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
         )
 
     def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Receive into the parameter, or to be unpacked from where the sender put it."""
+        """Receive into the parameter, or to be unpacked from where the sender has it."""
         peer, round_ = chunk.peer, chunk.round
-        if self._communicator.memory(peer) is not Memory.ANY:
+        buffers: tuple[torch.Tensor, ...] = ()
+        memory = self._communicator.memory(peer)
+        if memory is not Memory.ANY:
+            casts: tuple[torch.Tensor, ...] = ()
+            if memory is Memory.OPEN and not self._destination.all_of(self._dtype):
+                buffers, casts = self._take_buffers(chunk)
             size_bytes = chunk.num_elements * self._dtype.itemsize
             borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
-            return InFlight(chunk=chunk, pieces=pieces, pending=borrowed, borrowed=borrowed)
-        buffer = None
+            return InFlight(
+                chunk=chunk,
+                pieces=pieces,
+                pending=borrowed,
+                buffers=buffers,
+                elements=casts,
+                borrowed=borrowed,
+            )
         elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
         if elements is None:
-            buffer = self._staging.take()
-            elements = self._elements_of(buffer, chunk)
+            buffers = (self._staging.take(),)
+            elements = self._elements_of(buffers[0], chunk)
         pending = self._communicator.receive(elements, peer=peer, round=round_)
         return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffer=buffer, elements=elements
+            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
         )
 
     def _finish_oldest(self) -> None:
@@ -299,20 +354,43 @@ class Execution:
                 self._put_in_place(done)
         except Unavailable as error:
             raise self._named(error, self._unmoved(done.chunk)) from error
-        if done.buffer is not None:
-            self._staging.give_back(done.buffer)
+        for buffer in done.buffers:
+            self._staging.give_back(buffer)
         self._in_flight.popleft()
 
     def _put_in_place(self, done: InFlight) -> None:
+        """Copy to where the pieces lie, if need be, and enter into the ledger."""
         elements = done.elements
         if done.borrowed is not None:
-            assert done.borrowed.message is not None
-            elements = done.borrowed.message.view(self._dtype)
-        if elements is not None and (done.borrowed is not None or done.buffer is not None):
-            self._destination.unpack(done.pieces, elements)
-        self._ledger.received(done.chunk, elements)
+            source = [_strip_of(region, self._dtype) for region in done.borrowed.message]
+            if self._destination.all_of(self._dtype):
+                copy_matched(map(self._destination.strip, done.pieces), source)
+            elif done.buffers:
+                copy_matched([_run(cast) for cast in elements], source)
+            else:
+                (whole,) = source
+                elements = (whole.view().view(-1),)
+        for part, moved in self._parts(done.chunk, elements):
+            if moved is not None and (done.buffers or done.borrowed is not None):
+                self._destination.unpack(part.pieces(), moved)
+            self._ledger.received(part, moved)
         if done.borrowed is not None:
             done.borrowed.release()
+
+    def _parts(
+        self, chunk: Chunk, elements: tuple[torch.Tensor, ...]
+    ) -> Iterator[tuple[Chunk, torch.Tensor | None]]:
+        """A chunk with its elements as they move; None where it moved as the parameters are."""
+        if not elements:
+            yield chunk, None
+        else:
+            yield from zip(chunk.cut(self._chunks.chunk_elements), elements, strict=True)
+
+    def _take_buffers(self, chunk: Chunk) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Staging buffers for a chunk, and its elements in them."""
+        parts = list(chunk.cut(self._chunks.chunk_elements))
+        buffers = tuple(self._staging.take() for _ in parts)
+        return buffers, tuple(map(self._elements_of, buffers, parts))
 
     def _elements_of(self, buffer: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         return buffer.view(self._dtype)[: chunk.num_elements]
@@ -330,38 +408,24 @@ class Execution:
         return Unavailable(f"{error}; parameters {', '.join(distinct[:3])}{more}")
 
     def _copy(self, copy: LocalCopy) -> None:
-        """Copy what stays in the process, through staging only where it must be."""
-        for sent, received in copy.block_by_block():
-            if self._plain and self._copy_directly(sent.pieces(), received.pieces()):
-                self._ledger.sent(sent, None)
-                self._ledger.received(received, None)
-            else:
-                most = self._chunks.chunk_elements
-                for part in zip(sent.cut(most), received.cut(most), strict=True):
-                    self._copy_staged(*part)
-
-    def _copy_directly(self, sent: tuple[Piece, ...], received: tuple[Piece, ...]) -> bool:
-        """Copy if pieces are alike on both sides, or either side is one run."""
-        source, destination = self._source, self._destination
-        if _shapes(sent) == _shapes(received):
-            for here, there in zip(sent, received, strict=True):
-                destination.view(there).copy_(source.view(here))
-        elif (run := source.direct(sent, self._dtype, source.device)) is not None:
-            destination.unpack(received, run)
-        elif (run := destination.direct(received, self._dtype, destination.device)) is not None:
-            source.pack(sent, run)
-        else:
-            return False
-        return True
-
-    def _copy_staged(self, sent: Chunk, received: Chunk) -> None:
-        buffer = self._staging.take()
-        elements = self._elements_of(buffer, sent)
-        self._source.pack(sent.pieces(), elements)
-        self._ledger.sent(sent, elements)
-        self._destination.unpack(received.pieces(), elements)
-        self._ledger.received(received, elements)
-        self._staging.give_back(buffer)
+        """Copy what stays in the process."""
+        if self._plain:
+            copy_matched(
+                map(self._destination.strip, copy.received.pieces()),
+                map(self._source.strip, copy.sent.pieces()),
+            )
+            self._ledger.sent(copy.sent, None)
+            self._ledger.received(copy.received, None)
+            return
+        most = self._chunks.chunk_elements
+        for sent, received in zip(copy.sent.cut(most), copy.received.cut(most), strict=True):
+            buffer = self._staging.take()
+            elements = self._elements_of(buffer, sent)
+            self._source.pack(sent.pieces(), elements)
+            self._ledger.sent(sent, elements)
+            self._destination.unpack(received.pieces(), elements)
+            self._ledger.received(received, elements)
+            self._staging.give_back(buffer)
 
     def _report(self, seconds: float) -> TransferReport:
         itemsize = self._dtype.itemsize
@@ -375,5 +439,17 @@ class Execution:
         )
 
 
-def _shapes(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:
-    return [(piece.rows, piece.cols) for piece in pieces]
+def _strip_of(region: Region, dtype: torch.dtype) -> Strip:
+    """The elements of a region of memory."""
+    size = dtype.itemsize
+    return Strip(
+        region.memory.view(dtype),
+        region.start // size,
+        region.rows,
+        region.row_bytes // size,
+        region.stride_bytes // size,
+    )
+
+
+def _run(elements: torch.Tensor) -> Strip:
+    return Strip(elements, 0, 1, len(elements), len(elements))

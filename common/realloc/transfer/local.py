@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -145,6 +146,9 @@ class LocalCommunicator:
         pending = LocalPending(operation=operation, buffer=buffer, finished=threading.Event())
         self._world.post(pending)
         return pending
+
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("threads lend no memory")
 
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("threads lend no memory")

@@ -54,6 +54,11 @@ class StagingBuffers:
         """Bytes of the buffers made so far."""
         return self._num_buffers * self.chunk_bytes
 
+    @property
+    def num_free(self) -> int:
+        """Buffers that can be taken."""
+        return self.max_buffers - self._num_buffers + len(self._free)
+
     def take(self) -> torch.Tensor:
         """A free buffer, uint8 [chunk_bytes]; the caller never holds more than `max_buffers`."""
         if self._free:

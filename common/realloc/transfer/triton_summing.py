@@ -4,6 +4,8 @@ A launch costs the host more than a small rectangle costs the GPU, so rectangles
 and summed many at once: a table says where each lies.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]  # comes with torch for CUDA only
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]  # the same
@@ -19,14 +21,34 @@ from realloc.reallocation.digest import (
 from realloc.transfer.summing import Rectangle
 
 _MOST_COLLECTED = 256
-_TILE_ELEMENTS = 8192
-_TILE_WIDTHS = (64, 256, SEGMENT_ELEMENTS)
-"""A row of a tile touches at most two segments, so it is not wider than one."""
+_STEP_ELEMENTS = 2048
+"""More would not fit the registers of 128 threads."""
+_STEPS = 16
+_WIDTHS = (64, 256, SEGMENT_ELEMENTS)
+"""Of a tile. A row of it touches at most two segments, so it is not wider than one."""
 _ALIGNED_BYTES = 16
 """What one thread loads at once, if everything is a multiple of it."""
 
-_Shape = tuple[int, int, bool]
-"""Element bytes, width of a tile, whether all is aligned: what a kernel is compiled for."""
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a kernel is compiled for."""
+
+    itemsize: int
+    width: int
+    """Of a tile."""
+    aligned: bool
+    """Whether every row begins and ends at a multiple of what a thread loads at once."""
+    segmented: bool
+    """Whether every row of a tile is one segment of the canonical tensor, or its beginning."""
+
+    @property
+    def height(self) -> int:
+        """Rows of a step."""
+        return _STEP_ELEMENTS // self.width
+
+    def num_tiles(self, part: Rectangle) -> int:
+        return -(-part.rows // (self.height * _STEPS)) * -(-part.cols // self.width)
 
 
 class TritonSums:
@@ -41,10 +63,8 @@ class TritonSums:
     def add(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
         itemsize = flat.dtype.itemsize
         for part in _by_segments(rectangle):
-            width = next((w for w in _TILE_WIDTHS if w >= part.cols), _TILE_WIDTHS[-1])
             address = flat.data_ptr() + part.start * itemsize
-            sizes = address | part.cols * itemsize | part.row_stride * itemsize
-            shape = itemsize, width, sizes % _ALIGNED_BYTES == 0
+            shape = _shape(part, address, itemsize)
             rows = self._collected.setdefault(shape, [])
             rows.append(
                 (
@@ -55,7 +75,7 @@ class TritonSums:
                     part.canonical_start,
                     part.canonical_stride,
                     key,
-                    _num_tiles(part, width),
+                    shape.num_tiles(part),
                 )
             )
             if len(rows) == _MOST_COLLECTED:
@@ -71,31 +91,41 @@ class TritonSums:
 
     def _sum(self, shape: _Shape) -> None:
         """Sum all that was collected of a shape."""
-        itemsize, width, aligned = shape
         table = torch.tensor(self._collected.pop(shape), dtype=torch.int64)
         tiles = table[:, -1].cumsum(0)
         table[:, -1] = tiles - table[:, -1]  # tiles before each rectangle
-        _add_weighed[(int(tiles[-1]),)](
-            table.to(self._device),
-            len(table),
-            self._weights,
-            self._sums,
-            COLUMNS=table.shape[1],
-            STEPS=len(table).bit_length(),
-            ITEMSIZE=itemsize,
-            ALIGNED=_ALIGNED_BYTES // itemsize if aligned else 1,
-            HEIGHT=_TILE_ELEMENTS // width,
-            WIDTH=width,
-            SEGMENT=SEGMENT_ELEMENTS,
-            SEGMENT_SHIFT=SEGMENT_BITS,
-            SEGMENT_BY=SEGMENT_MULTIPLIER,
-            MIX_BY=MIX_MULTIPLIER,
-        )
+        with torch.cuda.device_of(self._sums):  # type: ignore[no-untyped-call]  # torch declares none
+            _add_weighed[(int(tiles[-1]),)](
+                table.to(self._device),
+                len(table),
+                self._weights,
+                self._sums,
+                COLUMNS=table.shape[1],
+                SEARCH_STEPS=_MOST_COLLECTED.bit_length(),
+                ITEMSIZE=shape.itemsize,
+                ALIGNED=_ALIGNED_BYTES // shape.itemsize if shape.aligned else 1,
+                SEGMENTED=shape.segmented,
+                STEPS=_STEPS,
+                HEIGHT=shape.height,
+                WIDTH=shape.width,
+                SEGMENT=SEGMENT_ELEMENTS,
+                SEGMENT_SHIFT=SEGMENT_BITS,
+                SEGMENT_BY=SEGMENT_MULTIPLIER,
+                MIX_BY=MIX_MULTIPLIER,
+            )
 
 
-def _num_tiles(part: Rectangle, width: int) -> int:
-    height = _TILE_ELEMENTS // width
-    return -(-part.rows // height) * -(-part.cols // width)
+def _shape(part: Rectangle, address: int, itemsize: int) -> _Shape:
+    """The kernel for a rectangle of elements that begin at an address."""
+    width = next((w for w in _WIDTHS if w >= part.cols), _WIDTHS[-1])
+    sizes = address | part.cols * itemsize | part.row_stride * itemsize
+    canonical = part.canonical_start | (part.canonical_stride if part.rows > 1 else 0)
+    return _Shape(
+        itemsize=itemsize,
+        width=width,
+        aligned=sizes % _ALIGNED_BYTES == 0,
+        segmented=width == SEGMENT_ELEMENTS and canonical % SEGMENT_ELEMENTS == 0,
+    )
 
 
 def _by_segments(rectangle: Rectangle) -> list[Rectangle]:
@@ -146,42 +176,59 @@ def _find(table, size, tile, COLUMNS: tl.constexpr, STEPS: tl.constexpr):  # typ
     return low
 
 
-@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator,unused-ignore]  # the same
-def _add_weighed(  # type: ignore[no-untyped-def]  # compiled
-    table, size, weights, sums,
-    COLUMNS: tl.constexpr, STEPS: tl.constexpr, ITEMSIZE: tl.constexpr, ALIGNED: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SEGMENT: tl.constexpr,
-    SEGMENT_SHIFT: tl.constexpr, SEGMENT_BY: tl.constexpr, MIX_BY: tl.constexpr,
-):  # fmt: skip
-    """sums[key] += Σ bits · weight · factor over one tile of HEIGHT × WIDTH elements."""
-    program = tl.program_id(0)
-    entry = table + _find(table, size, program, COLUMNS, STEPS) * COLUMNS
-    address = tl.load(entry)
-    rows = tl.load(entry + 1)
-    cols = tl.multiple_of(tl.load(entry + 2), ALIGNED)
-    row_stride = tl.multiple_of(tl.load(entry + 3), ALIGNED)
-    tile = program - tl.load(entry + 7)
-    across = (cols + WIDTH - 1) // WIDTH
-    row = (tile // across) * HEIGHT + tl.arange(0, HEIGHT)
-    first_col = tl.multiple_of((tile % across) * WIDTH, WIDTH)
-    col = first_col + tl.arange(0, WIDTH)
-    inside = (row < rows)[:, None] & (col < cols)[None, :]
-    offsets = (row * row_stride)[:, None] + col[None, :]
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]  # the same
+def _load(address, offsets, inside, ITEMSIZE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]  # compiled
+    """Bits of elements, uint64; 0 outside."""
     if ITEMSIZE == 2:
         flat = tl.multiple_of(address, 2 * ALIGNED).to(tl.pointer_type(tl.int16))
         bits = tl.load(flat + offsets, mask=inside, other=0).to(tl.uint16, bitcast=True)
     else:
         flat = tl.multiple_of(address, 4 * ALIGNED).to(tl.pointer_type(tl.int32))
         bits = tl.load(flat + offsets, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    return bits.to(tl.uint64)
 
-    index = tl.load(entry + 4) + row * tl.load(entry + 5) + first_col
-    place = (index & (SEGMENT - 1))[:, None] + tl.arange(0, WIDTH)[None, :]
-    weight = tl.load(weights + (place & (SEGMENT - 1))).to(tl.uint32, bitcast=True)
-    weighed = (bits.to(tl.uint64) * weight.to(tl.uint64)).to(tl.int64, bitcast=True)
-    # A row of the tile begins in one segment and may end in the next.
-    both = tl.sum(weighed, axis=1)
-    second = tl.sum(tl.where(place >= SEGMENT, weighed, 0), axis=1)
-    segment = index >> SEGMENT_SHIFT
-    total = (both - second) * _factor(segment, SEGMENT_BY, MIX_BY)
-    total += second * _factor(segment + 1, SEGMENT_BY, MIX_BY)
-    tl.atomic_add(sums + tl.load(entry + 6), tl.sum(total, axis=0))
+
+@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator,unused-ignore]  # the same
+def _add_weighed(  # type: ignore[no-untyped-def]  # compiled
+    table, size, weights, sums,
+    COLUMNS: tl.constexpr, SEARCH_STEPS: tl.constexpr, ITEMSIZE: tl.constexpr,
+    ALIGNED: tl.constexpr, SEGMENTED: tl.constexpr, STEPS: tl.constexpr, HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, SEGMENT: tl.constexpr, SEGMENT_SHIFT: tl.constexpr,
+    SEGMENT_BY: tl.constexpr, MIX_BY: tl.constexpr,
+):  # fmt: skip
+    """sums[key] += Σ bits · weight · factor over a tile: STEPS times HEIGHT rows of WIDTH."""
+    program = tl.program_id(0)
+    entry = table + _find(table, size, program, COLUMNS, SEARCH_STEPS) * COLUMNS
+    address = tl.load(entry)
+    rows = tl.load(entry + 1)
+    cols = tl.multiple_of(tl.load(entry + 2), ALIGNED)
+    row_stride = tl.multiple_of(tl.load(entry + 3), ALIGNED)
+    canonical_start = tl.load(entry + 4)
+    canonical_stride = tl.load(entry + 5)
+    tile = program - tl.load(entry + 7)
+    across = (cols + WIDTH - 1) // WIDTH
+    first_row = (tile // across) * (HEIGHT * STEPS)
+    first_col = tl.multiple_of((tile % across) * WIDTH, WIDTH)
+    lane = tl.arange(0, WIDTH)
+    col = first_col + lane
+    within = (col < cols)[None, :]
+    first_weight = tl.load(weights + lane).to(tl.uint32, bitcast=True).to(tl.uint64)
+    total = tl.zeros([HEIGHT, WIDTH], tl.int64)
+    for step in range(STEPS):
+        row = first_row + step * HEIGHT + tl.arange(0, HEIGHT)
+        inside = (row < rows)[:, None] & within
+        bits = _load(address, (row * row_stride)[:, None] + col[None, :], inside, ITEMSIZE, ALIGNED)
+        index = canonical_start + row * canonical_stride + first_col
+        segment = index >> SEGMENT_SHIFT
+        factor = _factor(segment, SEGMENT_BY, MIX_BY)[:, None]
+        if SEGMENTED:
+            weighed = bits * first_weight[None, :]
+        else:
+            # A row of the tile begins in one segment and may end in the next.
+            place = (index & (SEGMENT - 1)).to(tl.int32)[:, None] + lane[None, :]
+            weight = tl.load(weights + (place & (SEGMENT - 1))).to(tl.uint32, bitcast=True)
+            weighed = bits * weight.to(tl.uint64)
+            following = _factor(segment + 1, SEGMENT_BY, MIX_BY)[:, None]
+            factor = tl.where(place >= SEGMENT, following, factor)
+        total += weighed.to(tl.int64, bitcast=True) * factor
+    tl.atomic_add(sums + tl.load(entry + 6), tl.sum(tl.sum(total, axis=1), axis=0))

@@ -3,18 +3,17 @@
 import socket
 import threading
 from typing import ClassVar
-from unittest import mock
 
 import pytest
 import torch
 
 from realloc.core.errors import Unavailable
-from realloc.transfer import executor, lending
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.communicator import Memory
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.lending import LendingCommunicator
 from realloc.transfer.links import Link
+from realloc.transfer.parameters import DTYPES
 from realloc.transfer.staging import StagingBuffers
 from tests.support.transfer_programs import Holding, make_programs
 
@@ -53,9 +52,10 @@ class ToySegments:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
     def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
-        self.exported.append(segment.data_ptr())
-        self.known[str(segment.data_ptr())] = segment
-        return str(segment.data_ptr()).encode(), None
+        storage = segment.untyped_storage()
+        self.exported.append(storage.data_ptr())
+        self.known[str(storage.data_ptr())] = torch.empty(0, dtype=torch.uint8).set_(storage)
+        return str(storage.data_ptr()).encode(), None
 
     def open(self, description: bytes, descriptor: int | None) -> torch.Tensor:
         return self.known[description.decode()]
@@ -107,10 +107,11 @@ def parameters(of: list[Holding], canonical: list[torch.Tensor]) -> dict[str, to
     }
 
 
-@pytest.mark.parametrize("least_adopted", [0, 1 << 20])
-def test_parameters_are_read_in_place_and_given_back(least_adopted: int) -> None:
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moved", ["float32", "bfloat16"])
+def test_parameters_are_read_in_place_and_given_back(moved: str, stored: str) -> None:
     """Twice over one connection: bit-identical, digests agree, nothing waits for a device that
-    nobody waits for, and memory is opened once. Small allocations are copied instead."""
+    nobody waits for, and memory is opened once. Only what is cast is copied first."""
     canonical = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in SHAPES]
     have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
     programs = make_programs(SHAPES, have, want, 2, 1)
@@ -120,7 +121,10 @@ def test_parameters_are_read_in_place_and_given_back(least_adopted: int) -> None
         StagingBuffers(c.allocate, staging_bytes=512, chunk_bytes=128) for c in communicators
     ]
     for _ in range(2):
-        destination = parameters(want, [torch.full_like(t, torch.nan) for t in canonical])
+        destination = {
+            name: torch.full_like(tensor, torch.nan, dtype=DTYPES[stored])
+            for name, tensor in parameters(want, canonical).items()
+        }
         reports: list[TransferReport | Exception] = [TimeoutError()] * 2
         complete: list[Arrival] = []
 
@@ -137,31 +141,28 @@ def test_parameters_are_read_in_place_and_given_back(least_adopted: int) -> None
                     {} if endpoint else source,
                     destination if endpoint else {},
                     staging=staging[endpoint],
-                    dtype="float32",
+                    dtype=moved,
                     timeout_seconds=20.0,
                     arrived=complete.append,
                 )
             except Exception as error:
                 reports[endpoint] = error
 
-        with (
-            mock.patch.object(lending, "LEAST_ADOPTED", least_adopted),
-            mock.patch.object(executor, "LEAST_RUN_BYTES", 16),
-        ):
-            threads = [threading.Thread(target=run, args=(e,)) for e in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(30)
+        threads = [threading.Thread(target=run, args=(e,)) for e in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
         sent, received = reports
         assert isinstance(sent, TransferReport), sent
         assert isinstance(received, TransferReport), received
         for name, tensor in parameters(want, canonical).items():
-            assert torch.equal(destination[name], tensor)
+            assert torch.equal(destination[name], tensor.to(DTYPES[moved]).to(DTYPES[stored]))
         assert {c: d for (_, c), d in sent.sent_digests.items()} == received.received_digests
         assert {a.canonical: a.digest for a in complete} == received.received_digests
-    in_place = {tensor.data_ptr() for tensor in source.values()} & set(segments[0].exported)
-    assert bool(in_place) is (least_adopted == 0)
+    allocations = {tensor.untyped_storage().data_ptr() for tensor in source.values()}
+    in_place = allocations & set(segments[0].exported)
+    assert in_place == (allocations if moved == "float32" else set())
     assert len(segments[0].exported) == len(set(segments[0].exported))
     for communicator in communicators:
         communicator.close()
@@ -170,20 +171,34 @@ def test_parameters_are_read_in_place_and_given_back(least_adopted: int) -> None
 def test_memory_that_was_freed_is_not_taken_for_what_came_after_it() -> None:
     """An allocation at the place of one that is gone is exported anew."""
     (sender, receiver), segments = connected()
-    with mock.patch.object(lending, "LEAST_ADOPTED", 0):
-        for value in range(3):
-            buffer = torch.full((1000,), value, dtype=torch.uint8)
-            pending = sender.send(buffer, peer=1, round=0)
-            borrowed = receiver.borrow(1000, peer=0, round=0)
-            borrowed.wait(5.0)
-            assert borrowed.message is not None
-            assert bool((borrowed.message == value).all())
-            borrowed.release()
-            receiver.settle()
-            pending.wait(5.0)
-            ToySegments.known.clear()
-            del buffer, borrowed, pending
+    place = bytearray(1000)
+    for value in range(3):
+        buffer = torch.frombuffer(place, dtype=torch.uint8).fill_(value)
+        pending = sender.lend([buffer.view(10, 100)], peer=1, round=0)
+        borrowed = receiver.borrow(1000, peer=0, round=0)
+        borrowed.wait(5.0)
+        (region,) = borrowed.message
+        assert bool((region.contiguous() == value).all())
+        borrowed.release()
+        receiver.settle()
+        pending.wait(5.0)
+        ToySegments.known.clear()
+        receiver._opened.clear()  # they hold the storage, which other processes cannot
+        del buffer, borrowed, pending, region
     assert len(segments[0].exported) == 3
+
+
+def test_memory_is_given_back_only_after_the_device_has_read_it() -> None:
+    """A release alone does not let the sender write there again."""
+    (sender, receiver), _ = connected()
+    pending = sender.send(torch.ones(10, dtype=torch.uint8), peer=1, round=0)
+    borrowed = receiver.borrow(10, peer=0, round=0)
+    borrowed.wait(5.0)
+    borrowed.release()
+    with pytest.raises(Unavailable, match="timed out"):
+        pending.wait(0.05)
+    receiver.settle()
+    pending.wait(5.0)
 
 
 def test_closing_gives_back_what_the_device_has_read() -> None:
