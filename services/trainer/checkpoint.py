@@ -23,7 +23,7 @@ from services.trainer.engine import Progress, ignore_progress
 from services.trainer.hf_config import export_config
 from services.trainer.megatron_model import MegatronModel
 from services.trainer.safetensors_writer import SafetensorsWriter
-from services.trainer.weights import Box, block_box, block_view, pieces_of
+from services.trainer.weights import PIECE_ELEMENTS, Box, block_box, block_view, pieces_of
 
 MARKER = "COMPLETE"
 """Name of the file that is written when all else is in place."""
@@ -49,6 +49,16 @@ class _Part:
     rank: int
     """Rank of the layout."""
     blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Buffers:
+    """What the writer gathers in; empty on other ranks."""
+
+    whole: Tensor
+    """Room for the largest tensor, on the CPU."""
+    piece: Tensor
+    """Room for the largest piece, on the model's device."""
 
 
 def save_checkpoint(
@@ -103,7 +113,8 @@ def _prepare(model: MegatronModel, partial: Path | None, folder: Path) -> None:
 
 
 def _gather_tensors(model: MegatronModel, tensors: Sequence[CanonicalTensor]) -> Iterator[Tensor]:
-    """Each canonical tensor on the CPU of the layout's rank 0; empty tensors elsewhere."""
+    """Each canonical tensor on the CPU of the layout's rank 0, until the next one is asked for;
+    empty tensors elsewhere."""
     strategy, spec = model.groups.strategy, model.spec
     first_replica = [
         strategy.rank(data=0, tensor=tensor, pipeline=pipeline)
@@ -114,9 +125,21 @@ def _gather_tensors(model: MegatronModel, tensors: Sequence[CanonicalTensor]) ->
         rank: local_parameters(spec.architecture, spec.layout, rank) for rank in first_replica
     }
     by_tensor = {rank: _blocks_by_tensor(layout) for rank, layout in layouts.items()}
+    buffers = _buffers(model, tensors)
     for number, tensor in enumerate(tensors):
         parts = _choose_parts(tensor, number, layouts, by_tensor)
-        yield _gather_tensor(model, tensor, parts, layouts)
+        yield _gather_tensor(model, tensor, parts, layouts, buffers)
+
+
+def _buffers(model: MegatronModel, tensors: Sequence[CanonicalTensor]) -> _Buffers:
+    """Made once: memory that comes and goes with each tensor stays in the allocator's hands."""
+    writes = dist.get_rank() == model.groups.ranks[0]
+    whole = max(tensor.num_elements for tensor in tensors)
+    piece = min(max(PIECE_ELEMENTS, *(tensor.cols for tensor in tensors)), whole)
+    return _Buffers(
+        whole=torch.empty(whole if writes else 0),
+        piece=torch.empty(piece if writes else 0, device=model.device),
+    )
 
 
 def _counted(
@@ -162,11 +185,12 @@ def _gather_tensor(
     tensor: CanonicalTensor,
     parts: Sequence[_Part],
     layouts: dict[int, RankLayout],
+    buffers: _Buffers,
 ) -> Tensor:
     """Piece by piece: the writer holds the whole tensor and one piece, the others one piece."""
     ranks = model.groups.ranks
     me, writer = dist.get_rank(), ranks[0]
-    whole = torch.empty((tensor.shape[0], tensor.cols) if me == writer else (0, 0))
+    whole = buffers.whole[: tensor.num_elements].view(-1, tensor.cols)
     for part in parts:
         owner, table = ranks[part.rank], layouts[part.rank]
         boxes = [(index, block_box(table.blocks, index, tensor)) for index in part.blocks]
@@ -175,9 +199,9 @@ def _gather_tensor(
             for piece in pieces_of(box, tensor):
                 target = whole[piece.row : piece.row + piece.rows, box.col : box.col + box.cols]
                 if held is None:
-                    received = torch.empty((piece.rows, piece.cols), device=model.device)
+                    received = buffers.piece[: piece.rows * piece.cols]
                     dist.recv(received, owner)
-                    target.copy_(received)
+                    target.copy_(received.view(piece.rows, piece.cols))
                     continue
                 own = held[piece.row - box.row : piece.row - box.row + piece.rows]
                 if me == writer:

@@ -59,6 +59,7 @@ def test_a_train_call_waits_for_readers_of_its_model_only() -> None:
             batches=batches,
             reader=BatchReader(batches, timeout_seconds=1),
             transfers=TransferServicer(object()),  # type: ignore[arg-type]
+            measure=lambda _: None,  # type: ignore[arg-type, return-value]
             abandon=abandoned.append,
         )
         context: Any = None
