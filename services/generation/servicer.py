@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 from realloc.api.generation.v1 import generation_pb2 as pb
 from realloc.api.generation.v1 import generation_pb2_grpc
 from realloc.api.types.v1 import types_pb2
-from realloc.core.errors import Conflict
+from realloc.core.errors import Conflict, Unavailable
 from realloc.core.reward_function import check_reward_function
 from realloc.core.settings import GenerationSettings, RewardSettings
 from realloc.shard.batches import BatchStore
@@ -23,6 +23,9 @@ from services.generation.rewards import RewardFunction
 from services.generation.rollout_worker import RolloutWorker
 from services.generation.rollouts import JobRollouts, RolloutBatch
 from services.generation.transfers import GenerationTransfers
+
+_RELEASE_SECONDS = 3.0
+"""Wait for staged weights to be dropped when a job ends."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -114,6 +117,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._reward is not None:
             await self._reward.close()
         self._transfers.release(self._job_id)
+        if self._job_id:
+            # An abort that comes later no longer finds its session: what is staged goes now, or
+            # right after the transfer that the engine's thread is still in.
+            with suppress(Unavailable):
+                await self._worker.abort_weights(timeout_seconds=_RELEASE_SECONDS)
         self._batches.release(self._job_id)
         self._job_id, self._reward, self._rollouts = "", None, None
         self._weights.weight_version = -1

@@ -22,9 +22,12 @@ from realloc.rpc.server import App
 from realloc.security.tls import peer_security
 from realloc.security.tokens import TokenFile
 from realloc.shard.registration import registration
+from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.pausing import pause_jobs
+from services.scheduler.resumption import Resumption
 from services.scheduler.servicer import SchedulerServicer
 
 log = structlog.get_logger(__name__)
@@ -43,15 +46,22 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         reward_roots=tuple(Path(root) for root in config.reward_roots),
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
+        recovery_timeout_seconds=config.recovery_timeout_seconds,
     )
     tokens = TokenFile(Path(config.tokens_file)) if config.tokens_file else None
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
         led = asyncio.create_task(_lead(store, members, settings, config))
-        servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
+        jobs = JobStore(store)
+        resumption = Resumption(
+            jobs, partial(admit, cluster=settings.cluster, reward_roots=settings.reward_roots)
+        )
+        servicer = SchedulerServicer(jobs, resumption, config.trace_dir)
 
         async def draining() -> None:
+            if config.pause_seconds > 0:
+                await pause_jobs(jobs, timeout_seconds=config.pause_seconds)
             led.cancel()
             await asyncio.wait([led])
             servicer.close()

@@ -87,6 +87,11 @@ class IterationRunner:
         self._kl_controller = kl_controller
         self.weight_versions: dict[str, int] = {model.model_id: 0 for model in graph.models}
 
+    @property
+    def kl_coefficient(self) -> float:
+        """Weight of the KL penalty in the iteration to come."""
+        return self._kl_controller.coefficient
+
     async def run(self, iteration: int) -> IterationReport:
         """Run every call of the graph and report what they measured."""
         started = time.monotonic()

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -14,6 +16,7 @@ from realloc.api.trainer.v1 import trainer_pb2 as pb
 from realloc.api.trainer.v1 import trainer_pb2_grpc
 from realloc.api.types.v1 import types_pb2
 from realloc.core.batch import Batch, BatchReference, RaggedArray
+from realloc.core.checkpoint_folder import open_checkpoint
 from realloc.core.errors import Conflict, InvalidInput, ReallocError
 from realloc.core.layout import Layout
 from realloc.core.model import Head, ModelArchitecture
@@ -31,6 +34,7 @@ from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine, TrainResult
 from services.trainer.model_locks import ModelLocks
 from services.trainer.progress import ProgressFeed
+from services.trainer.snapshot import write_snapshot
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -149,9 +153,42 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             async for step in steps:
                 yield pb.SaveCheckpointResponse(done=step.done, total=step.total)
 
+    async def SaveState(
+        self, request: pb.SaveStateRequest, context: Any
+    ) -> AsyncIterator[pb.SaveStateResponse]:
+        world = self._job(request.job_id)
+        snapshot = await self._run(request.sequence, _timed(self._engine.snapshot))
+        size = snapshot.value.num_bytes
+        yield pb.SaveStateResponse(snapshot_seconds=snapshot.seconds, bytes=size)
+        path = Path(request.folder) / f"rank-{world.rank:05d}.safetensors"
+        stop = threading.Event()
+        try:
+            file = await asyncio.to_thread(write_snapshot, snapshot.value, path, stop)
+        finally:
+            stop.set()  # a caller that went away leaves nobody who would use the file
+        yield pb.SaveStateResponse(
+            snapshot_seconds=snapshot.seconds,
+            bytes=size,
+            file=to_proto(file, pb.SavedFile),
+            tensors=snapshot.value.tensors,
+        )
+
+    async def RestoreState(
+        self, request: pb.RestoreStateRequest, context: Any
+    ) -> pb.RestoreStateResponse:
+        self._job(request.job_id)
+        checkpoint = await self._or_skip(
+            request.sequence, lambda: open_checkpoint(Path(request.checkpoint))
+        )
+        restored = await self._run(
+            request.sequence, _timed(lambda: self._engine.restore(checkpoint))
+        )
+        return pb.RestoreStateResponse(seconds=restored.seconds)
+
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:
-            if self._world is not None and self._world.job_id == request.job_id:
+            world = self._world
+            if world is not None and _names(request, world):
                 await self._end(request.job_id)
         return pb.EndJobResponse()
 
@@ -235,9 +272,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             job_id=request.job_id, iteration=request.iteration, call=request.call, batch=kept
         )
 
-    def _job(self, job_id: str) -> None:
+    def _job(self, job_id: str) -> JobWorld:
         if self._world is None or self._world.job_id != job_id:
             raise Conflict(f"this shard does not work for job {job_id!r}; start it first")
+        return self._world
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +284,21 @@ class _Timed(Generic[Result]):
 
     value: Result
     seconds: float
+
+
+def _names(request: pb.EndJobRequest, world: JobWorld) -> bool:
+    return request.job_id == world.job_id and request.run_id in ("", world.run_id)
+
+
+def _timed(work: Callable[[], Result]) -> Callable[[], _Timed[Result]]:
+    """The work, timed once the engine's thread gets to it."""
+
+    def timed() -> _Timed[Result]:
+        started = time.monotonic()
+        value = work()
+        return _Timed(value=value, seconds=time.monotonic() - started)
+
+    return timed
 
 
 def _ranked(
@@ -260,13 +313,11 @@ def _ranked(
         Attribute.CALL_SEQUENCE: request.sequence,
     }
 
-    def spanned() -> _Timed[Result]:
-        started = time.monotonic()
+    def spanned() -> Result:
         with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
-            value = work()
-        return _Timed(value=value, seconds=time.monotonic() - started)
+            return work()
 
-    return spanned
+    return _timed(spanned)
 
 
 def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
@@ -287,6 +338,7 @@ def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
         optimizer=optimizer,
         initializer_range=float(config.get("initializer_range", 0.02)),
         recompute=request.recompute,
+        empty=request.empty,
     )
 
 

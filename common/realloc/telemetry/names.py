@@ -27,7 +27,9 @@ class Span(StrEnum):
     FUNCTION_CALL = "function_call", "One function call on its whole mesh, seen by the runner."
     FUNCTION_CALL_RANK = "function_call.rank", "One function call on one shard's engine."
     EVALUATION = "evaluation", "Greedy answers to held-out prompts."
-    CHECKPOINT = "checkpoint", "Writing a checkpoint."
+    CHECKPOINT = "checkpoint", "Writing a checkpoint, while iterations run or after the last."
+    CHECKPOINT_RESTORE = "checkpoint.restore", "Filling a job's models from a checkpoint."
+    CHECKPOINT_SNAPSHOT = "checkpoint.snapshot", "Copying a job's state to host memory to save it."
     LOAD_MODEL = "model.load", "Building a model and filling its weights."
     ROLLOUT = "rollout", "One batch of prompts in a generation engine, until all have ended."
     REWARD = "reward", "Scoring finished rollouts with the user's reward function."
@@ -184,6 +186,25 @@ class Metric(StrEnum):
         Instrument.HISTOGRAM,
         "1",
         "Bytes that cross devices over the least that any plan must move.",
+    )
+    CHECKPOINT_SNAPSHOT_SECONDS = (
+        "realloc.checkpoint.snapshot.duration",
+        Instrument.HISTOGRAM,
+        "s",
+        "Copy of a job's state to host memory, for which the job waits.",
+    )
+    CHECKPOINT_SECONDS = (
+        "realloc.checkpoint.duration",
+        Instrument.HISTOGRAM,
+        "s",
+        "From the copy to the complete checkpoint, while the job goes on.",
+    )
+    CHECKPOINT_BYTES = "realloc.checkpoint.bytes", Instrument.COUNTER, "By", "Bytes saved."
+    RECOVERIES = (
+        "realloc.jobs.recoveries",
+        Instrument.COUNTER,
+        "{recovery}",
+        "Lost shards survived.",
     )
     SEARCH_SECONDS = "realloc.search.duration", Instrument.HISTOGRAM, "s", "One plan search."
     RPC_SECONDS = "rpc.server.duration", Instrument.HISTOGRAM, "s", "One call, by method and code."
