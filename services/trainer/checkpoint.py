@@ -19,9 +19,9 @@ from torch import Tensor
 from realloc.core.errors import InvalidInput
 from realloc.reallocation.families import CanonicalTensor, canonical_tensors
 from realloc.reallocation.layouts.provider import RankLayout, local_parameters
-from services.trainer.engine import Progress, ignore_progress
 from services.trainer.hf_config import export_config
 from services.trainer.megatron_model import MegatronModel
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.safetensors_writer import SafetensorsWriter
 from services.trainer.weights import PIECE_ELEMENTS, Box, block_box, block_view, pieces_of
 

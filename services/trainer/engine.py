@@ -6,7 +6,7 @@ order. A call that raises leaves the engine unusable for the job where its colle
 off; the process then exits and is started anew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.settings import OptimizerSettings, PpoSettings
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.snapshot import Snapshot
 
 
@@ -85,14 +86,6 @@ class TrainResult:
     """Global means (over all ranks and mini-batches): ``loss``, ``grad_norm``, …"""
     weight_version: int
     """Optimizer steps of the model so far."""
-
-
-Progress = Callable[[int, int], None]
-"""Takes how much is done, and of how much; called often, from the engine's thread."""
-
-
-def ignore_progress(done: int, total: int) -> None:
-    """Nobody asked."""
 
 
 class TrainerEngine(Protocol):

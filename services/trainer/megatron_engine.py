@@ -30,9 +30,7 @@ from services.trainer.engine import (
     CallSettings,
     JobWorld,
     ModelSpec,
-    Progress,
     TrainResult,
-    ignore_progress,
 )
 from services.trainer.inference import infer
 from services.trainer.megatron_groups import WorldGroups, create_groups
@@ -43,6 +41,7 @@ from services.trainer.megatron_model import (
     make_trainable,
 )
 from services.trainer.network import choose_gloo_interface
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.saved_state import SavedState
 from services.trainer.snapshot import Snapshot
 from services.trainer.training import train

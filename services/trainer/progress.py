@@ -2,10 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
+Progress = Callable[[int, int], None]
+"""Takes how much is done, and of how much; called often, from the thread that works."""
 _PERIOD_SECONDS = 1.0
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.transfer import Blocks
 from realloc.reallocation.families import VALUE_HEAD, CanonicalTensor
 from realloc.reallocation.layouts.provider import RankLayout
-from services.trainer.engine import Progress, ignore_progress
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.safetensors_reader import SafetensorsReader
 
 PIECE_ELEMENTS = 4 << 20
