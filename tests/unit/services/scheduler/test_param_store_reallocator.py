@@ -41,7 +41,7 @@ def reallocator(store: ToyParamStore, frozen: tuple[str, ...] = ()) -> ParamStor
         strategy=ParallelStrategy(),
         predicted_seconds=0.0,
     )
-    return ParamStoreReallocator("job", experiment, shards, placement, frozen=frozen)
+    return ParamStoreReallocator("job", "run", experiment, shards, placement, frozen=frozen)
 
 
 def test_a_version_that_was_begun_is_waited_for_not_asked_for_again() -> None:
