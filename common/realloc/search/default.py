@@ -12,28 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
-from realloc.search.bounds import choice_bound
-from realloc.search.branch_and_bound import BoundPass
+from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import Candidates, distinct_options
-from realloc.search.evaluator import MARGIN
+from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.heuristic import symmetric_plan
-from realloc.search.local_search import descend_pair, wander
-from realloc.search.option_tree import LEVELS, OptionTree
+from realloc.search.local_search import descend, descend_pair, wander
+from realloc.search.narrowing import may_improve
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import new_random_state
-from realloc.search.relaxation import Bounds, build_bounds
+from realloc.search.relaxation import build_bounds
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
-
-FIRST_STEP = 0.03
-"""Of the best plan's seconds, by which a pass's target exceeds what is proved."""
-
-SMALLEST_STEP = 0.002
-
-FIRST_PATIENCE = 200_000
-"""Choices after which a pass gives way to one with half the step; doubled each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +50,15 @@ class DefaultSearcher:
         local = _LocalSearch(tables, distinct_options(problem), plan, seed)
         if local.improve(progress, self.slice_plans):
             yield progress.result()
-        bounds, tree = build_bounds(problem, local.candidates, rules)
-        proof = _Proof(tables, bounds, tree, progress)
-        if progress.prove(proof.lower_bound):
-            yield progress.result()
+        proof = _Proof(problem, tables, rules, local.candidates)
+        proof.report(progress)
+        yield progress.result()
         while not progress.is_over:
             before = progress.seconds, progress.lower_bound
             proof.advance(progress, self.slice_choices)
             if not progress.is_over:
                 local.narrow(proof, progress)
-                local.improve(progress, self.slice_plans)
+                local.improve(progress, self.slice_plans, proof.promising(progress))
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
         yield progress.result()
@@ -87,14 +77,25 @@ class _LocalSearch:
         self._current = fits.copy()
         self._walk = np.array([np.inf, 0.0])
 
-    def improve(self, progress: Progress, plans: int) -> bool:
-        """One turn; true where it found a better plan."""
+    def improve(self, progress: Progress, plans: int, start: Ints | None = None) -> bool:
+        """One turn, from `start` where there is one; true where it found a better plan."""
+        if start is not None:
+            self._descend(progress, start)
         plan = np.array(progress.options)
         seconds = progress.evaluate(lambda: self._kick(plan, progress.seconds, plans))
         pair = self._next_pair()
         if pair is not None:
             seconds = progress.evaluate(lambda: self._move_pair(plan, seconds, pair, plans // 2))
         return progress.offer(plan, seconds)
+
+    def _descend(self, progress: Progress, plan: Ints) -> None:
+        options, starts = self.candidates.options, self.candidates.starts
+        value = evaluate(*self._tables, plan, np.inf)
+        if np.isfinite(value):
+            value = progress.evaluate(
+                lambda: descend(*self._tables, options, starts, plan, value, 0)
+            )
+            progress.offer(plan, value)
 
     def _kick(self, plan: Ints, seconds: float, plans: int) -> tuple[float, int]:
         options, starts = self.candidates.options, self.candidates.starts
@@ -135,75 +136,32 @@ class _LocalSearch:
 
 
 class _Proof:
-    """Passes with rising targets; a pass's cost grows fast with its target."""
+    """Branch and bound, told what others found."""
 
     def __init__(
-        self, tables: Tables, bounds: Bounds, tree: OptionTree, progress: Progress
+        self, problem: SearchProblem, tables: Tables, rules: SimulationRules, known: Candidates
     ) -> None:
-        self._tables = tables
-        self._bounds = bounds
-        self._tree = tree
-        weights = np.zeros(bounds.relaxation.num_tasks)
-        self.lower_bound = choice_bound(*bounds, tree.root, weights) * (1.0 - MARGIN)
-        self._step = FIRST_STEP
-        self._patience = FIRST_PATIENCE
-        self._begin(progress.seconds)
+        self._num_options = problem.num_options
+        self._bounds, self._tree = build_bounds(problem, known, rules)
+        self._search = BranchAndBound(tables, self._bounds, self._tree)
 
     def advance(self, progress: Progress, choices: int) -> None:
-        """One turn: bound some choices; a pass that ends proves its target."""
-        while choices > 0 and not progress.is_proven:
-            step = self._pass.advance(progress.seconds, choices)
-            choices -= max(1, step.nodes)
-            self._nodes += step.nodes
-            progress.evaluations += step.decided
-            progress.offer(self._pass.best, self._pass.best_seconds)
-            if step.ended:
-                self.lower_bound = max(self.lower_bound, min(self._pass.target, progress.seconds))
-                progress.prove(self.lower_bound)
-                self._begin(progress.seconds)
-            elif self._nodes > self._patience:
-                self._give_way(progress.seconds)
+        """One turn."""
+        stretch = self._search.advance(progress.seconds, choices)
+        progress.evaluations += stretch.plans
+        if self._search.best_seconds < progress.seconds:
+            progress.offer(self._search.best, self._search.best_seconds)
+        self.report(progress)
 
-    def _begin(self, seconds: float) -> None:
-        self._nodes = 0
-        target = self._target(seconds)
-        self._pass = BoundPass(self._tables, self._bounds, self._tree, target)
+    def report(self, progress: Progress) -> None:
+        """Prove what is proved by now."""
+        progress.prove(self._search.lower_bound * (1.0 - MARGIN))
 
-    def _give_way(self, seconds: float) -> None:
-        """Aim lower, so that something is proved in time; later passes come back."""
-        self._patience *= 2
-        self._step = max(SMALLEST_STEP, self._step / 2)
-        if self._target(seconds) < self._pass.target:
-            self._begin(seconds)
-
-    def _target(self, seconds: float) -> float:
-        target = self.lower_bound + self._step * seconds
-        return seconds if target > (1.0 - self._step / 2) * seconds else target
+    def promising(self, progress: Progress) -> Ints | None:
+        """A plan where the bound is least."""
+        plan, _ = self._search.dive(progress.seconds)
+        return plan if plan[0] >= 0 else None
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
-        """[O], whether a plan with the option, by its own bound, could be faster."""
-        tree = self._tree
-        kept = np.ones(int(tree.option.max()) + 1, dtype=bool)
-        weights = np.zeros(self._bounds.relaxation.num_tasks)
-        for call, root in enumerate(tree.root):
-            choice = tree.root.copy()
-            for node in _descendants(tree, int(root), LEVELS - 1):
-                choice[call] = node
-                if choice_bound(*self._bounds, choice, weights) > seconds * (1.0 + MARGIN):
-                    start = int(tree.child_start[node])
-                    kept[tree.option[start : start + int(tree.child_count[node])]] = False
-        return kept
-
-
-def _descendants(tree: OptionTree, node: int, depth: int) -> list[int]:
-    """The sets `depth` refinements below a set."""
-    nodes = [node]
-    for _ in range(depth):
-        nodes = [
-            child
-            for node in nodes
-            for child in range(
-                int(tree.child_start[node]), int(tree.child_start[node] + tree.child_count[node])
-            )
-        ]
-    return nodes
+        """[O], see `realloc.search.narrowing`."""
+        return may_improve(self._bounds, self._tree, self._num_options, seconds)
