@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup protos check fix test test-unit test-integration test-faults test-gpu bench \
-	run demo deploy clean
+	run demo deploy undeploy clean
 
 help: ## Print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: setup ## Formatting, lint, types, layers, protos: everything that needs n
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint protos
 	$(BIN)/python tools/protos.py --check
+	$(BIN)/python tools/lock.py --check
+	$(BIN)/hadolint deploy/docker/Dockerfile
+	$(BIN)/python -m deploy.kubernetes check
 
 fix: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .
@@ -79,7 +82,34 @@ run: setup ## Keep a local cluster up until Ctrl-C
 demo: setup ## Train a tiny model by SFT and PPO on a local cluster, and report
 	$(BIN)/python tools/demo.py
 
-deploy: run ## The same as run, until other targets exist
+deploy: deploy-$(or $(TARGET),local) ## Bring a cluster up: TARGET=local, kubernetes or slurm (docs/deploy.md)
+
+undeploy: undeploy-$(or $(TARGET),local) ## Take it down again
+
+deploy-local: $(if $(DRY_RUN),show-local,run)
+	@true # a rule of its own, or the pattern below would claim it
+
+show-local:
+	@echo "make run: etcd, the services and two devices on loopback, until Ctrl-C"
+
+undeploy-local:
+	@echo "a local cluster ends with Ctrl-C of its make run"
+
+# OVERLAY=cpu|gpu-8|gpu-128, REGISTRY, TAG, CONTEXT, BUILD=0, SMOKE=0, DRY_RUN=1: docs/deploy.md
+KUBERNETES_OPTIONS = \
+	$(if $(OVERLAY),--overlay=$(OVERLAY)) $(if $(REGISTRY),--registry=$(REGISTRY)) \
+	$(if $(TAG),--tag=$(TAG)) $(if $(CONTEXT),--context=$(CONTEXT)) \
+	$(if $(BUILD),--build=$(BUILD)) $(if $(SMOKE),--smoke=$(SMOKE)) \
+	$(if $(DRY_RUN),--dry-run)
+
+deploy-kubernetes: setup
+	@$(BIN)/python -m deploy.kubernetes up $(KUBERNETES_OPTIONS)
+
+undeploy-kubernetes: setup
+	@$(BIN)/python -m deploy.kubernetes down $(KUBERNETES_OPTIONS)
+
+deploy-% undeploy-%:
+	@echo "TARGET=$* is unknown; there are local, kubernetes and slurm (docs/deploy.md)" >&2; exit 2
 
 clean: ## Remove what runs left behind; keeps the environment
 	rm -rf run demo-report.json build dist *.egg-info common/*.egg-info

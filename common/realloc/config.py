@@ -8,7 +8,7 @@
     value = read(Experiment, {"model": ...})          # any dataclass, from plain data
 
 Later wins: default, YAML file, ``REALLOC_<FIELD>``, argument. Everything wrong is reported in
-one `ConfigError`, each problem with where it stands. Imports nothing of ours.
+one `ConfigError`, each problem with where it stands.
 """
 
 import ast
@@ -16,7 +16,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,6 +24,8 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from realloc.addresses import host_of, is_loopback, is_wildcard, routable_address
 
 Config = TypeVar("Config")
 
@@ -41,13 +43,20 @@ class ServiceConfig:
     name: str = ""
     """Name of this process, unique in the cluster; empty takes the service's name."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; one that is not loopback needs `tls_dir`."""
     port: int = 0
     """Port to listen on; 0 takes any free one."""
     advertise_host: str = ""
-    """Host under which others reach this process; empty takes the listening address."""
+    """Host under which others reach this process; empty takes the listening address, and where
+    that is 0.0.0.0 or :: the machine's own address towards etcd."""
     etcd_endpoints: tuple[str, ...] = ("127.0.0.1:2379",)
     """Addresses of the etcd members, host:port."""
+    tls_dir: str = ""
+    """Folder with ca.crt, tls.crt and tls.key of this process, as `realloc certs init` makes it;
+    empty talks in the clear, which only loopback may."""
+    health_port: int = 0
+    """Port that answers health checks alone and in the clear, for probes that speak no TLS; 0
+    opens none."""
     log_level: str = "info"
     """Least level that is logged: debug, info, warning or error."""
     trace_dir: str = ""
@@ -57,10 +66,34 @@ class ServiceConfig:
     drain_seconds: float = 10.0
     """Seconds that running calls get to end once the process was asked to stop."""
 
+    def __post_init__(self) -> None:
+        problems = () if self.tls_dir else tuple(self._exposed())
+        if problems:
+            raise ConfigError(*problems)
+
     @property
     def instance(self) -> str:
         """The name of this process."""
         return self.name or self.service
+
+    @property
+    def reachable_host(self) -> str:
+        """Host under which others reach this process."""
+        if self.advertise_host or not is_wildcard(self.host):
+            return self.advertise_host or self.host
+        return routable_address(map(host_of, self.etcd_endpoints))
+
+    def _exposed(self) -> "Iterator[ConfigProblem]":
+        """Addresses that talking in the clear would expose."""
+        hosts = [("host", self.host), ("advertise_host", self.advertise_host)]
+        hosts += [("etcd_endpoints", host_of(each)) for each in self.etcd_endpoints]
+        for path, host in hosts:
+            if host and not is_loopback(host):
+                yield ConfigProblem(
+                    path,
+                    f"{host} is not loopback, and nothing may leave a machine in the clear: set "
+                    "tls_dir; `realloc certs init DIR` makes certificates for a first cluster",
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Self
 
 from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdMember
+from deploy.local.programs import service_program
 from deploy.local.supervisor import Program, Supervised
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
-
-_ROOT = Path(__file__).resolve().parent.parent.parent
 
 READY_SECONDS = 120.0
 ENDPOINTS_FILE = "endpoints.json"
@@ -165,28 +162,9 @@ class LocalCluster:
         ]
 
     def _service(self, kind: str, etcd: str, **fields: str) -> Program:
-        name = f"{kind}-{fields['device']}" if "device" in fields else kind
-        options = {
-            "etcd_endpoints": etcd,
-            "trace_dir": str(self._settings.run_dir / "traces"),
-            **fields,
-        }
-        return Program(
-            name=name,
-            command=[
-                sys.executable,
-                "-m",
-                f"services.{kind}",
-                *(f"--{key}={value}" for key, value in options.items()),
-            ],
-            log=self._log(name),
-            # One thread per process: more of them spin on each other's cores.
-            environment={
-                "OMP_NUM_THREADS": "1",
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join((str(_ROOT / "common"), str(_ROOT))),
-            },
-        )
+        run_dir = self._settings.run_dir
+        common = {"etcd_endpoints": etcd, "trace_dir": str(run_dir / "traces")}
+        return service_program(kind, run_dir, {**common, **fields})
 
     def _log(self, name: str) -> Path:
         return self._settings.run_dir / "logs" / f"{name}.log"

@@ -7,16 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from deploy.local.debian_packages import PackagesNotFound, unpack
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache" / "etcd"
 PACKAGES = ("etcd-server", "etcd-client")
 """Debian's and Ubuntu's packages; the client is for people, nothing here calls it."""
-
-DOWNLOAD_SECONDS = 300.0
-"""Longest run of one apt-get, which may have to read all package lists first."""
 
 WHAT_TO_DO = (
     "Install etcd 3.4.22 or later, or 3.5.6 or later (Debian 12, Ubuntu 24.04: "
@@ -54,19 +53,10 @@ def fetch_etcd(*, cache: Path = CACHE) -> Path:
         EtcdNotFound: this is no Debian or Ubuntu, they cannot be reached, or their etcd is one
             that loses data.
     """
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise EtcdNotFound(
-                f"No etcd found, and it cannot be fetched without {tool}. {WHAT_TO_DO}"
-            )
-    downloads = cache / "downloads"
-    shutil.rmtree(downloads, ignore_errors=True)
-    downloads.mkdir(parents=True)
     try:
-        for package in _download(downloads):
-            _run(["dpkg-deb", "-x", str(package), str(cache)], cwd=downloads)
-    finally:
-        shutil.rmtree(downloads, ignore_errors=True)
+        unpack(PACKAGES, cache)
+    except PackagesNotFound as error:
+        raise EtcdNotFound(f"No etcd found, and {error}. {WHAT_TO_DO}") from error
     return find_etcd({"PATH": ""}, cache=cache)
 
 
@@ -103,40 +93,3 @@ def _problem(binary: Path) -> str | None:
     if found is None:
         return "does not say its version, so it is not etcd"
     return refusal(found[1])
-
-
-def _download(folder: Path) -> Sequence[Path]:
-    """The packages, by the machine's own package lists or, where it has none, by private ones."""
-    private = [*_private_lists(folder / "apt")]
-    try:
-        _run(["apt-get", "download", *PACKAGES], cwd=folder)
-    except EtcdNotFound:
-        _run(["apt-get", *private, "update"], cwd=folder)
-        _run(["apt-get", *private, "download", *PACKAGES], cwd=folder)
-    return sorted(folder.glob("*.deb"))
-
-
-def _private_lists(folder: Path) -> Iterator[str]:
-    """Options for an apt whose lists and caches an ordinary user may write."""
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    yield from ("-o", f"Dir::State::lists={folder / 'lists'}")
-    yield from ("-o", f"Dir::Cache={folder / 'cache'}")
-    # Root's apt would drop to a user who may not write here.
-    yield from ("-o", "APT::Sandbox::User=root")
-    yield from ("-o", "Acquire::Languages=none")
-
-
-def _run(command: Sequence[str], *, cwd: Path) -> None:
-    try:
-        result = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise EtcdNotFound(
-            f"No etcd found; {command[0]} did not end within {DOWNLOAD_SECONDS:g} s. {WHAT_TO_DO}"
-        ) from None
-    if result.returncode != 0:
-        raise EtcdNotFound(
-            f"No etcd found, and `{' '.join(command)}` failed: {result.stderr.strip()} {WHAT_TO_DO}"
-        )

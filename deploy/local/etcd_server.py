@@ -1,4 +1,4 @@
-"""etcd on loopback: a member's command line, and a process that can be killed and restarted."""
+"""etcd: a member's command line, and a process on loopback that can be killed and restarted."""
 
 import os
 import platform
@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local.etcd_binary import EtcdNotFound
+from realloc.addresses import is_loopback, join
 
+LOOPBACK = "127.0.0.1"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 """Longest waits for a start and for an orderly stop."""
@@ -21,50 +23,82 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdMember:
-    """Where one member of a local etcd listens and keeps its data."""
+    """Where one member of an etcd cluster listens and keeps its data."""
 
     name: str
     client_port: int
     peer_port: int
     data: Path
+    host: str = LOOPBACK
+    """Address that it listens on and is reached under."""
+    tls_dir: Path | None = None
+    """Folder with ca.crt, tls.crt and tls.key, which clients and members need one of, too; None
+    talks in the clear."""
 
     @staticmethod
-    def on_free_ports(name: str, data: Path) -> "EtcdMember":
-        """A member on two ports of loopback that nobody listens on now."""
-        loopback = ("127.0.0.1", 0)
-        with socket.create_server(loopback) as one, socket.create_server(loopback) as other:
+    def on_free_ports(
+        name: str, data: Path, *, host: str = LOOPBACK, tls_dir: Path | None = None
+    ) -> "EtcdMember":
+        """A member on two ports of this machine that nobody listens on now."""
+        with socket.create_server((host, 0)) as one, socket.create_server((host, 0)) as other:
             client_port, peer_port = one.getsockname()[1], other.getsockname()[1]
-        return EtcdMember(name=name, client_port=client_port, peer_port=peer_port, data=data)
+        return EtcdMember(
+            name=name,
+            client_port=client_port,
+            peer_port=peer_port,
+            data=data,
+            host=host,
+            tls_dir=tls_dir,
+        )
 
     @property
     def endpoint(self) -> str:
         """``host:port`` for clients."""
-        return f"127.0.0.1:{self.client_port}"
+        return join(self.host, self.client_port)
 
     @property
     def peer_url(self) -> str:
         """Where the other members reach it."""
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"{self._scheme}://{join(self.host, self.peer_port)}"
 
     def command(self, binary: Path, *others: "EtcdMember") -> list[str]:
         """The command line of this member of a cluster with ``others``.
 
         On one machine an election need not take longer than 200 ms.
         """
+        quick = is_loopback(self.host)
         options = {
             "name": self.name,
             "data-dir": str(self.data),
-            "listen-client-urls": f"http://{self.endpoint}",
-            "advertise-client-urls": f"http://{self.endpoint}",
+            "listen-client-urls": f"{self._scheme}://{self.endpoint}",
+            "advertise-client-urls": f"{self._scheme}://{self.endpoint}",
             "listen-peer-urls": self.peer_url,
             "initial-advertise-peer-urls": self.peer_url,
             "initial-cluster": ",".join(f"{m.name}={m.peer_url}" for m in (self, *others)),
-            "heartbeat-interval": "20",
-            "election-timeout": "200",
+            "heartbeat-interval": "20" if quick else "100",
+            "election-timeout": "200" if quick else "1000",
             "logger": "zap",
             "log-outputs": "stderr",
+            **self._tls_options(),
         }
         return [str(binary), *(f"--{name}={value}" for name, value in options.items())]
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self.tls_dir is None else "https"
+
+    def _tls_options(self) -> Mapping[str, str]:
+        """Clients need a certificate of the authority; members one that says etcd."""
+        if self.tls_dir is None:
+            return {}
+        options = {}
+        for prefix in ("", "peer-"):
+            options[f"{prefix}cert-file"] = str(self.tls_dir / "tls.crt")
+            options[f"{prefix}key-file"] = str(self.tls_dir / "tls.key")
+            options[f"{prefix}trusted-ca-file"] = str(self.tls_dir / "ca.crt")
+            options[f"{prefix}client-cert-auth"] = "true"
+        options["peer-cert-allowed-cn"] = "etcd"
+        return options
 
     def environment(self) -> Mapping[str, str]:
         """The process's environment: without ``ETCD_*``, which would override the options."""
@@ -76,7 +110,7 @@ class EtcdMember:
     def answers(self) -> bool:
         """True where something accepts connections on the client's port."""
         try:
-            socket.create_connection(("127.0.0.1", self.client_port), timeout=1.0).close()
+            socket.create_connection((self.host, self.client_port), timeout=1.0).close()
         except OSError:
             return False
         return True
@@ -85,18 +119,24 @@ class EtcdMember:
 class EtcdServer:
     """A running member; ``with`` starts it and stops it."""
 
-    def __init__(self, binary: Path, folder: Path, *, name: str = "local") -> None:
+    def __init__(
+        self, binary: Path, folder: Path, *, name: str = "local", tls_dir: Path | None = None
+    ) -> None:
         """``folder``: gets the data and the log, by the member's name."""
-        self.member = EtcdMember.on_free_ports(name, folder / f"{name}-data")
+        self.member = EtcdMember.on_free_ports(name, folder / f"{name}-data", tls_dir=tls_dir)
         self.others: tuple[EtcdMember, ...] = ()
         self._binary = binary
         self._log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
-    def cluster(binary: Path, folder: Path, size: int) -> "list[EtcdServer]":
+    def cluster(
+        binary: Path, folder: Path, size: int, *, tls_dir: Path | None = None
+    ) -> "list[EtcdServer]":
         """Servers that know each other and are not started; `launch` all, then `wait_ready`."""
-        servers = [EtcdServer(binary, folder, name=f"etcd-{i}") for i in range(size)]
+        servers = [
+            EtcdServer(binary, folder, name=f"etcd-{i}", tls_dir=tls_dir) for i in range(size)
+        ]
         for server in servers:
             server.others = tuple(each.member for each in servers if each is not server)
         return servers

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Program:
 
     name: str
     command: Sequence[str]
-    log: Path
+    log: Path | None
+    """File that gets its output; None leaves it the supervisor's own."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """On top of the supervisor's own."""
 
@@ -79,15 +81,16 @@ class Supervised:
                 return
             if time.monotonic() - began > _STEADY_SECONDS:
                 backoff = _FIRST_BACKOFF
+            where = f" (log: {self.program.log})" if self.program.log else ""
             self._report(
                 f"{self.program.name} ended with status {status}; starting it again in "
-                f"{backoff:.1f} s (log: {self.program.log})"
+                f"{backoff:.1f} s{where}"
             )
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _run_once(self) -> int:
-        with self.program.log.open("ab") as log:
+        with self.program.log.open("ab") if self.program.log else nullcontext() as log:
             self._process = await asyncio.create_subprocess_exec(
                 *_END_WITH_PARENT,
                 *self.program.command,

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from realloc.api.generation.v1 import generation_pb2, generation_pb2_grpc
 from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
-from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
@@ -23,10 +23,10 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
     """The service; its engine and reward process end with it."""
     prepare_environment()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        store = await stack.enter_async_context(store_of(config))
         engine = VllmEngine(
             name=config.instance,
-            transfer_host=config.advertise_host or config.host,
+            transfer_host=config.reachable_host,
             first_device=config.device,
         )
         worker = RolloutWorker(engine, max_requests=config.max_requests)

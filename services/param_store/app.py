@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from realloc.api.param_store.v1 import param_store_pb2, param_store_pb2_grpc
-from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.etcd_store import store_of
 from realloc.coordination.members import Members
 from realloc.coordination.store import Store
 from realloc.cost.hardware import hardware_of
 from realloc.rpc.channels import Channels
 from realloc.rpc.server import App
+from realloc.security.tls import peer_security
 from realloc.shard.registration import registration
 from services.param_store.config import ParamStoreConfig
 from services.param_store.device_queue import DeviceQueue
@@ -26,10 +27,11 @@ from services.param_store.servicer import ParamStoreServicer
 @asynccontextmanager
 async def build(config: ParamStoreConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
+    security = peer_security(config.tls_dir)
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
-        channels = await stack.enter_async_context(Channels())
+        channels = await stack.enter_async_context(Channels(security))
         processes, plans = Processes(members, channels.get), Plans(config.max_cached_plans)
         registry = Registry(store)
 

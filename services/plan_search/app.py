@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from realloc.api.plan_search.v1 import plan_search_pb2, plan_search_pb2_grpc
-from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
 from realloc.shard.registration import registration
 from services.plan_search.config import PlanSearchConfig
@@ -17,7 +17,7 @@ from services.plan_search.servicer import PlanSearchServicer
 async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        store = await stack.enter_async_context(store_of(config))
         search = PlanSearch()
         # A daemon: a service that is told to stop does not wait for the compiler.
         threading.Thread(target=search.warm_up, name="warm-up", daemon=True).start()

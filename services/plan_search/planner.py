@@ -131,6 +131,8 @@ def _options(task: PlanningTask, call: FunctionCall) -> Iterator[_Option]:
 def _illegal(task: PlanningTask, call: FunctionCall, option: _Option) -> str:
     """Why a placement cannot be; empty where it can."""
     architecture, strategy = task.architectures[call.model], option.strategy
+    if not strategy.is_plain:
+        return f"{strategy}: jobs split models by data, tensor and pipeline only"
     if architecture.num_attention_heads % strategy.tensor:
         return f"{architecture.num_attention_heads} attention heads do not split by {strategy}"
     if architecture.num_layers % strategy.pipeline:

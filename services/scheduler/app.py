@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from realloc.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from realloc.coordination.election import Election
-from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.etcd_store import store_of
 from realloc.coordination.leadership import Leadership
 from realloc.coordination.members import Members
 from realloc.coordination.store import Store
@@ -18,6 +19,8 @@ from realloc.core.errors import ReallocError
 from realloc.core.mesh import Cluster
 from realloc.rpc.channel import connect
 from realloc.rpc.server import App
+from realloc.security.tls import peer_security
+from realloc.security.tokens import TokenFile
 from realloc.shard.registration import registration
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
@@ -41,10 +44,11 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
     )
+    tokens = TokenFile(Path(config.tokens_file)) if config.tokens_file else None
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
-        led = asyncio.create_task(_lead(store, members, settings, config.instance))
+        led = asyncio.create_task(_lead(store, members, settings, config))
         servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
 
         async def draining() -> None:
@@ -58,27 +62,32 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
             service_names=(name,),
             registration=registration(store, config),
             draining=draining,
+            tokens=tokens,
         )
 
 
 async def _lead(
-    store: Store, members: Members, settings: DispatcherSettings, instance: str
+    store: Store, members: Members, settings: DispatcherSettings, config: SchedulerConfig
 ) -> None:
     """Dispatch whenever this process is the leader."""
+    security = peer_security(config.tls_dir)
     election = Election(store, "scheduler")
     while True:
-        leadership = await election.campaign(instance.encode())
+        leadership = await election.campaign(config.instance.encode())
         log.info("leading")
+        dispatcher = Dispatcher(
+            jobs=JobStore(leadership.store),
+            members=members,
+            connect=partial(connect, security=security),
+            settings=settings,
+        )
         with contextlib.suppress(ReallocError):
             async with leadership:
-                await _dispatch(leadership, members, settings)
+                await _dispatch(leadership, dispatcher)
 
 
-async def _dispatch(leadership: Leadership, members: Members, settings: DispatcherSettings) -> None:
+async def _dispatch(leadership: Leadership, dispatcher: Dispatcher) -> None:
     """Dispatch until the leadership is lost; then every job of this process stops."""
-    dispatcher = Dispatcher(
-        jobs=JobStore(leadership.store), members=members, connect=connect, settings=settings
-    )
     work = asyncio.create_task(dispatcher.run())
     lost = asyncio.create_task(leadership.lost.wait())
     try:

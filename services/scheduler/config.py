@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from realloc.config import ServiceConfig
+from realloc.config import ConfigError, ConfigProblem, ServiceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +26,20 @@ class SchedulerConfig(ServiceConfig):
     """Longest search for a plan."""
     member_timeout_seconds: float = 60.0
     """Longest wait for the processes of a job's devices."""
+    tokens_file: str = ""
+    """Bearer tokens of the people who may call, as `realloc tokens create` writes them; needs
+    `tls_dir`, which needs it."""
+
+    def __post_init__(self) -> None:
+        ServiceConfig.__post_init__(self)  # super() does not work in a class with slots
+        if bool(self.tls_dir) != bool(self.tokens_file):
+            missing, given = ("tokens_file", "tls_dir")
+            if not self.tls_dir:
+                missing, given = given, missing
+            raise ConfigError(
+                ConfigProblem(
+                    missing,
+                    f"is needed with {given}: people show tokens, and only over TLS; "
+                    "`realloc tokens create NAME` and `realloc certs init DIR` make them",
+                )
+            )

@@ -10,8 +10,9 @@ import torch
 
 from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
-from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
+from realloc.security.tls import peer_security
 from realloc.shard.batch_reader import BatchReader
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
@@ -36,17 +37,19 @@ _READ_SECONDS = 60.0
 async def build(config: TrainerConfig) -> AsyncIterator[App]:
     """The service; the engine's thread ends with it."""
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(EtcdStore(config.etcd_endpoints))
+        store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         engine = MegatronEngine()
         calls = OrderedCalls("megatron")
         stack.callback(calls.close)
         batches = BatchStore(capacity_bytes=config.batch_bytes)
-        reader = BatchReader(batches, timeout_seconds=_READ_SECONDS)
+        reader = BatchReader(
+            batches, timeout_seconds=_READ_SECONDS, security=peer_security(config.tls_dir)
+        )
         stack.callback(reader.close)
         endpoint = TransferEndpoint(
-            config.advertise_host or config.host,
+            config.reachable_host,
             config.instance,
             device=config.device,
             cuda_device=torch.device("cuda") if torch.cuda.is_available() else None,

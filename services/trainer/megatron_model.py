@@ -106,9 +106,9 @@ def check_buildable(architecture: ModelArchitecture, strategy: ParallelStrategy)
         problems.append(
             Problem("family", f"{architecture.family!r} is not one the trainer builds: {known}")
         )
-    if strategy.virtual_pipeline > 1 or strategy.expert > 1:
+    if not strategy.is_plain:
         problems.append(
-            Problem("strategy", f"{strategy}: virtual pipelines and experts are not trainable yet")
+            Problem("strategy", f"is {strategy}; the trainer knows data, tensor and pipeline")
         )
     raise_problems(problems)
 

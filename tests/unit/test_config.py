@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,21 +112,21 @@ def test_every_kind_of_field_is_read_from_the_environment() -> None:
         "REALLOC_PORTS": "1, 2",
         "REALLOC_LIMIT": "none",
         "REALLOC_INNER": "{seed: 7}",
-        "REALLOC_ETCD_ENDPOINTS": "a:1,b:2",
+        "REALLOC_ETCD_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2",
         "REALLOC_SOMETHING_ELSE": "is not ours",
     }
     config = load(ExampleConfig, None, environ)
     assert (config.workers, config.fraction, config.fast, config.mode) == (2, 0.5, True, Mode.FAST)
     assert (config.ports, config.limit, config.inner) == ((1, 2), None, Inner(seed=7))
-    assert config.etcd_endpoints == ("a:1", "b:2")
+    assert config.etcd_endpoints == ("127.0.0.1:1", "127.0.0.1:2")
 
 
 def test_arguments_beat_environment_beats_file(tmp_path: Path) -> None:
     """Later sources win: file, environment, argument."""
-    path = yaml_file(tmp_path, "workers: 1\nport: 1\nhost: a\n")
-    environ = {"REALLOC_PORT": "2", "REALLOC_HOST": "b", "REALLOC_CONFIG": path}
-    config = from_command_line(ExampleConfig, ["--host", "c"], environ)
-    assert (config.workers, config.port, config.host) == (1, 2, "c")
+    path = yaml_file(tmp_path, "workers: 1\nport: 1\nname: a\n")
+    environ = {"REALLOC_PORT": "2", "REALLOC_NAME": "b", "REALLOC_CONFIG": path}
+    config = from_command_line(ExampleConfig, ["--name", "c"], environ)
+    assert (config.workers, config.port, config.name) == (1, 2, "c")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,40 @@ def test_command_lines_come_in_three_spellings(words: list[str]) -> None:
     """--key value, --key=value and --set key=value mean the same."""
     config = from_command_line(ExampleConfig, words, {})
     assert (config.workers, config.trace_dir) == (4, "t")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("host", "10.0.0.5"),
+        ("host", "0.0.0.0"),
+        ("host", "::"),
+        ("advertise_host", "node-3.cluster"),
+        ("etcd_endpoints", ("127.0.0.1:2379", "10.0.0.5:2379")),
+        ("etcd_endpoints", ("https://etcd:2379",)),
+    ],
+)
+def test_nothing_leaves_the_machine_in_the_clear(field: str, value: Any) -> None:
+    """An address that is not loopback needs tls_dir; the message says how to get one."""
+    with pytest.raises(ConfigError, match=r"certs init") as caught:
+        ServiceConfig(**{field: value})
+    assert [problem.path for problem in caught.value.problems] == [field]
+    ServiceConfig(**{field: value, "tls_dir": "certs"})
+
+
+def test_loopback_needs_no_certificates() -> None:
+    """Every spelling of this machine is fine, and no spelling of another is taken for it."""
+    ServiceConfig(host="::1", advertise_host="localhost", etcd_endpoints=("http://127.0.0.9:1",))
+    with pytest.raises(ConfigError):
+        ServiceConfig(advertise_host="localhost.example.org")
+
+
+def test_a_process_that_listens_everywhere_advertises_one_address() -> None:
+    """0.0.0.0 is no address to be reached under."""
+    everywhere = ServiceConfig(host="0.0.0.0", tls_dir="certs")
+    assert everywhere.reachable_host not in ("0.0.0.0", "")
+    named = ServiceConfig(host="0.0.0.0", advertise_host="10.0.0.5", tls_dir="certs")
+    assert named.reachable_host == "10.0.0.5"
 
 
 def test_all_problems_are_listed_with_their_places(tmp_path: Path) -> None:
@@ -231,10 +266,10 @@ def test_every_field_of_a_service_has_a_sentence() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    """Reading a configuration imports neither ours, grpc nor OpenTelemetry."""
+    """Reading a configuration imports no grpc and no OpenTelemetry, and of ours addresses only."""
     code = (
         "import sys, realloc.config as c; print(c.describe(c.ServiceConfig));"
         "bad = [m for m in sys.modules if m.startswith(('grpc', 'opentelemetry', 'numpy',"
-        " 'realloc.')) and m != 'realloc.config']; assert not bad, bad"
+        " 'realloc.')) and m not in ('realloc.config', 'realloc.addresses')]; assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)

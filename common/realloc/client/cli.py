@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from realloc.client.layout_arguments import add_arguments as add_layout_arguments
 from realloc.client.plan_arguments import add_arguments as add_plan_arguments
+from realloc.client.security_arguments import add_certs, add_tokens
 from realloc.core.errors import InvalidInput, ReallocError
 
 
@@ -41,9 +43,24 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from realloc.client import layout_command
 
         return layout_command.show if name == "show_layout" else layout_command.diff
+    group, _, verb = name.rpartition(".")
+    if group:
+        return _grouped(group, verb)
     from realloc.client import commands
 
     command: Callable[[argparse.Namespace], int] = getattr(commands, name)
+    return command
+
+
+def _grouped(group: str, verb: str) -> Callable[[argparse.Namespace], int]:
+    """The verb of ``realloc certs`` or ``realloc tokens``."""
+    try:
+        module = import_module(f"realloc.client.{group}_command")
+    except ModuleNotFoundError as error:
+        if error.name != "cryptography":
+            raise
+        raise InvalidInput.at(group, "needs cryptography: pip install 'realloc[certs]'") from error
+    command: Callable[[argparse.Namespace], int] = getattr(module, verb)
     return command
 
 
@@ -91,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         _verb(layout_verbs, "show", "show_layout", "what each rank of a layout stores"),
         _verb(layout_verbs, "diff", "diff_layouts", "what moves from one layout to another"),
     )
+
+    certs = verbs.add_parser("certs", help="certificates of a first cluster")
+    add_certs(certs.add_subparsers(required=True, metavar="verb"), _verb)
+    tokens = verbs.add_parser("tokens", help="who may use the cluster")
+    add_tokens(tokens.add_subparsers(required=True, metavar="verb"), _verb)
 
     add_plan_arguments(_verb(verbs, "plan", "plan", "plan an experiment, without any service"))
     return parser

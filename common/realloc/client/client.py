@@ -20,6 +20,7 @@ from typing import Any
 
 from realloc.api.scheduler.v1 import experiment_pb2, scheduler_pb2_grpc
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
+from realloc.client.access import security_towards
 from realloc.core.errors import InvalidInput, JobFailed
 from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
@@ -77,12 +78,20 @@ class JobHandle:
 class Client:
     """A connection to the scheduler."""
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address: str = "", *, authority: str = "", token: str = "") -> None:
         """
         Args:
             address: ``host:port``; by default REALLOC_ADDRESS, else the local cluster's.
+            authority: file with the certificate of the cluster's authority; by default
+                REALLOC_CA. Only a cluster on this machine may have none.
+            token: who you are; by default REALLOC_TOKEN, else the text in REALLOC_TOKEN_FILE.
+
+        Raises:
+            InvalidInput: no address is known, or talking to it would not be safe.
         """
-        self._channel = connect_sync(address or default_address())
+        address = address or default_address()
+        security = security_towards(address, authority, token)
+        self._channel = connect_sync(address, security=security)
         self._scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
     def submit(self, experiment: Experiment, *, request_id: str = "") -> JobHandle:

@@ -100,5 +100,6 @@ def _pin(call: str, text: Any) -> dict[str, Any]:
             "pipeline": strategy.pipeline,
             "virtual_pipeline": strategy.virtual_pipeline,
             "expert": strategy.expert,
+            "context": strategy.context,
         },
     }

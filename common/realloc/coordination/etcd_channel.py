@@ -11,6 +11,7 @@ import grpc.aio
 from aetcd import rpc
 
 from realloc.core.errors import InvalidInput
+from realloc.security.tls import ChannelSecurity
 
 _SERVICE_CONFIG = {
     # One member at a time, each client another first: load is spread, order is kept.
@@ -69,13 +70,13 @@ class EtcdConnections:
     def __init__(
         self,
         endpoints: Sequence[str],
-        credentials: grpc.ChannelCredentials | None,
+        security: ChannelSecurity | None,
         *,
         retire_seconds: float,
     ) -> None:
         """``retire_seconds``: time for the calls on a connection that was given up."""
         self.endpoints = tuple(endpoints)
-        self._credentials = credentials
+        self._security = security
         self._retire_seconds = retire_seconds
         self._retiring: set[asyncio.Task[None]] = set()
         self.present = self._open()
@@ -95,17 +96,16 @@ class EtcdConnections:
         await self.present.channel.close()
 
     def _open(self) -> EtcdConnection:
-        return EtcdConnection(open_channel(self.endpoints, self._credentials))
+        return EtcdConnection(open_channel(self.endpoints, self._security))
 
 
-def open_channel(
-    endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None
-) -> grpc.aio.Channel:
+def open_channel(endpoints: Sequence[str], security: ChannelSecurity | None) -> grpc.aio.Channel:
     """A channel that stays usable while any of the endpoints answers."""
     target = channel_target(endpoints)
-    if credentials is None:
+    if security is None:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+    options = [*_OPTIONS, ("grpc.ssl_target_name_override", security.server_name)]
+    return grpc.aio.secure_channel(target, security.credentials(), options=options)
 
 
 def channel_target(endpoints: Sequence[str]) -> str:

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 from aetcd import rpc
 
+from realloc.config import ServiceConfig
 from realloc.coordination.etcd_channel import EtcdConnection, EtcdConnections
 from realloc.coordination.etcd_messages import (
     entry_from_proto,
@@ -29,7 +30,15 @@ from realloc.coordination.store import (
     check_transaction,
     check_ttl,
 )
-from realloc.core.errors import NotFound, ReallocError, ResourceExhausted, Unavailable
+from realloc.core.errors import (
+    NotFound,
+    ReallocError,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from realloc.security.handshake import find_refusal
+from realloc.security.tls import ETCD_NAME, ChannelSecurity, peer_security
 
 HISTORY_KEY = "/realloc/history"
 """Holds the random `History.identity` of this etcd's data."""
@@ -46,18 +55,18 @@ class EtcdStore(Store):
         endpoints: Sequence[str],
         *,
         timeout_seconds: float = 5.0,
-        credentials: grpc.ChannelCredentials | None = None,
+        security: ChannelSecurity | None = None,
     ) -> None:
         """
         Args:
             endpoints: members' client addresses, see `etcd_channel.channel_target`.
             timeout_seconds: deadline of every call that gives none.
-            credentials: TLS; None talks in the clear.
+            security: TLS; None talks in the clear.
 
         Raises:
             InvalidInput: the endpoints cannot be used together.
         """
-        self._connections = EtcdConnections(endpoints, credentials, retire_seconds=timeout_seconds)
+        self._connections = EtcdConnections(endpoints, security, retire_seconds=timeout_seconds)
         self._endpoints = ", ".join(endpoints)
         self._timeout_seconds = timeout_seconds
         self._leases: set[Lease] = set()
@@ -195,3 +204,25 @@ class EtcdStore(Store):
             f"etcd at {self._endpoints} {what}; check that it runs and can be reached from here, "
             "then try again"
         )
+
+
+@contextlib.asynccontextmanager
+async def store_of(config: ServiceConfig) -> AsyncIterator[EtcdStore]:
+    """The cluster's etcd, for a process with this configuration; it need not be up yet.
+
+    Raises:
+        InvalidInput: the endpoints or the certificates are not usable.
+        Unauthenticated: a member is up, and it and this process refuse each other.
+    """
+    security = peer_security(config.tls_dir, server_name=ETCD_NAME)
+    async with EtcdStore(config.etcd_endpoints, security=security) as store:
+        if security is not None:
+            # Later it would only be a member that does not answer.
+            await asyncio.to_thread(_check_welcome, config.etcd_endpoints, security)
+        yield store
+
+
+def _check_welcome(endpoints: Sequence[str], security: ChannelSecurity) -> None:
+    for endpoint in endpoints:
+        if reason := find_refusal(endpoint, security):
+            raise Unauthenticated(f"etcd at {endpoint}: {reason}")

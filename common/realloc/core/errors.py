@@ -2,6 +2,8 @@
 
     ReallocError
     ├── InvalidInput        the caller fixes the input; carries every problem at once
+    ├── Unauthenticated     the caller says who it is, by a certificate or a token that is known
+    ├── PermissionDenied    the caller asks someone who may
     ├── NotFound            the caller names something that exists
     ├── Conflict            the caller waits for a state to change
     ├── ResourceExhausted   the caller asks for less, or waits
@@ -44,6 +46,14 @@ class InvalidInput(ReallocError):
     def at(path: str, reason: str) -> "InvalidInput":
         """One problem at one path."""
         return InvalidInput(Problem(path, reason))
+
+
+class Unauthenticated(ReallocError):
+    """The caller's certificate or token is missing, unknown or expired."""
+
+
+class PermissionDenied(ReallocError):
+    """The caller is known and may not do this."""
 
 
 class NotFound(ReallocError):

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.choices import CallChoices
 from realloc.cost.generation import Replica, generation_seconds
 from realloc.cost.hardware import Hardware
 from realloc.cost.layers import Tokens
 from realloc.cost.lengths import ResponseLengths
-from realloc.cost.links import network_bytes_per_second
+from realloc.cost.links import host_copy_seconds, network_bytes_per_second
 from realloc.cost.memory import (
     cache_bytes_per_token,
+    gradient_bytes,
     inference_activation_bytes,
     optimizer_bytes,
     total_weight_bytes,
@@ -36,6 +38,7 @@ __all__ = [
 
 _FIELD_BYTES = 24
 """Of one token that moves between calls: its id (8) and four float32 columns."""
+_DEFAULT = CallChoices()
 _CACHE_SHARE = 0.9
 """Of a device that an engine fills with weights and cache (vLLM's default)."""
 
@@ -58,8 +61,6 @@ class Workload:
     max_tokens_per_micro_batch: int = 16_384
     element_bytes: int = 4
     """Of weights and activations."""
-    recompute: bool = False
-    """Training recomputes activations."""
 
     @property
     def tokens_per_row(self) -> float:
@@ -90,6 +91,8 @@ class CallCost:
     """On each device while the plan is in force: weights, optimizer states."""
     active_bytes: int
     """Further bytes while the call runs: activations, gradients, cache."""
+    host_bytes: int = 0
+    """In the host's memory for each device between calls, where something is offloaded."""
 
     @property
     def peak_bytes(self) -> int:
@@ -104,11 +107,13 @@ def estimate_call(
     workload: Workload,
     hardware: Hardware,
     *,
+    choices: CallChoices = _DEFAULT,
     memory_bytes: int | None = None,
 ) -> CallCost:
     """Seconds and bytes of a call.
 
     Args:
+        choices: of a train or inference call; generation has none.
         memory_bytes: of one device, where it is not the hardware's; a generation engine fills
             what is left of it with its cache, as far as the rows need.
     """
@@ -116,8 +121,8 @@ def estimate_call(
         room = hardware.memory_bytes if memory_bytes is None else memory_bytes
         return _generate(architecture, strategy, workload, hardware, room)
     if kind is CallKind.TRAIN:
-        return _train(architecture, strategy, workload, hardware)
-    return _infer(architecture, strategy, workload, hardware)
+        return _train(architecture, strategy, workload, hardware, choices)
+    return _infer(architecture, strategy, workload, hardware, choices)
 
 
 def estimate_reallocation_seconds(
@@ -142,8 +147,13 @@ def batch_seconds(workload: Workload, hardware: Hardware) -> float:
     return workload.num_tokens * _FIELD_BYTES / network_bytes_per_second(hardware)
 
 
-def _style(workload: Workload) -> TrainingStyle:
-    return TrainingStyle(element_bytes=workload.element_bytes, recompute=workload.recompute)
+def _style(workload: Workload, choices: CallChoices) -> TrainingStyle:
+    return TrainingStyle(
+        element_bytes=workload.element_bytes,
+        recompute=choices.recompute,
+        reduction=choices.reduction,
+        sequence_parallel=choices.sequence_parallel,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,15 +180,17 @@ def _train(
     strategy: ParallelStrategy,
     workload: Workload,
     hardware: Hardware,
+    choices: CallChoices,
 ) -> CallCost:
-    style = _style(workload)
+    style = _style(workload, choices)
     rows = workload.num_rows * workload.num_epochs / workload.num_steps
     split = _split(workload, strategy, rows)
     step = step_seconds(
         architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
     )
-    weights = weight_bytes(architecture, strategy, style.element_bytes)
-    resident = weights + optimizer_bytes(architecture, strategy, style)
+    resident = weight_bytes(architecture, strategy, style.element_bytes)
+    gradients = gradient_bytes(architecture, strategy, style)
+    states = optimizer_bytes(architecture, strategy, style)
     active = training_activation_bytes(
         architecture,
         strategy,
@@ -187,10 +199,18 @@ def _train(
         style,
         selected_share=workload.selected_share,
     )
+    seconds = workload.num_steps * step
+    if choices.offload:
+        # In before the first step and out after the last; gradients live within the call.
+        seconds += 2 * host_copy_seconds(states, hardware)
+        active += gradients + states
+    else:
+        resident += gradients + states
     return CallCost(
-        seconds=_framed(workload.num_steps * step, workload, hardware),
+        seconds=_framed(seconds, workload, hardware),
         resident_bytes=math.ceil(resident),
         active_bytes=math.ceil(active),
+        host_bytes=math.ceil(states) if choices.offload else 0,
     )
 
 
@@ -199,8 +219,9 @@ def _infer(
     strategy: ParallelStrategy,
     workload: Workload,
     hardware: Hardware,
+    choices: CallChoices,
 ) -> CallCost:
-    style = replace(_style(workload), recompute=False)
+    style = replace(_style(workload, choices), recompute=False)
     split = _split(workload, strategy, workload.num_rows)
     seconds = forward_seconds(
         architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
@@ -212,10 +233,15 @@ def _infer(
         style,
         selected_share=workload.selected_share,
     )
+    weights = weight_bytes(architecture, strategy, style.element_bytes)
+    if choices.offload:  # frozen weights come in and are dropped: the host's copy stays true
+        seconds += host_copy_seconds(weights, hardware)
+        active += weights
     return CallCost(
         seconds=_framed(seconds, workload, hardware),
-        resident_bytes=math.ceil(weight_bytes(architecture, strategy, style.element_bytes)),
+        resident_bytes=0 if choices.offload else math.ceil(weights),
         active_bytes=math.ceil(active),
+        host_bytes=math.ceil(weights) if choices.offload else 0,
     )
 
 

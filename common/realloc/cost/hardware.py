@@ -75,6 +75,8 @@ class Hardware:
     """Context, communicators, workspaces, fragments: not for tensors."""
     node_link: Link
     network: Link
+    host_link: Link
+    """Of one device to the host's memory while all of its node copy, in one direction."""
     devices_per_node: int
     """Devices that share the network of a node."""
     efficiency: Efficiency
@@ -134,6 +136,11 @@ _NVSWITCH = Link(bytes_per_second=300e9, latency_seconds=36e-6, latency_seconds_
 _INFINIBAND = Link(
     bytes_per_second=1600 * GIGABIT, latency_seconds=20e-6, latency_seconds_per_rank=2e-6
 )
+# PCIe 4.0 and 5.0 x16: 31.5 and 63 GB/s in one direction, of which copies from pinned memory
+# reach some 0.8 (NVIDIA's nvbandwidth). In a DGX A100 two devices share one uplink (DGX A100
+# System User Guide, topology); in a DGX H100 and B200 each has its own.
+_PCIE4 = Link(bytes_per_second=25e9, latency_seconds=20e-6)
+_PCIE5 = Link(bytes_per_second=50e9, latency_seconds=20e-6)
 _A100_80 = Hardware(
     name="A100-80",
     flops_per_second=312e12,
@@ -143,6 +150,7 @@ _A100_80 = Hardware(
     reserved_bytes=3 * 10**9,
     node_link=_NVSWITCH,
     network=_INFINIBAND,  # DGX A100: eight HDR ports of 200 Gb/s
+    host_link=replace(_PCIE4, bytes_per_second=_PCIE4.bytes_per_second / 2),
     devices_per_node=8,
     efficiency=_CUDA,
     call_overhead_seconds=0.05,
@@ -156,6 +164,7 @@ _H100 = replace(
     memory_bytes_per_second=3.35e12,
     node_link=replace(_NVSWITCH, bytes_per_second=450e9, latency_seconds=20e-6),
     network=_NDR,  # DGX H100: eight NDR ports of 400 Gb/s
+    host_link=_PCIE5,
     efficiency=_HOPPER,
 )
 _CPU = Hardware(
@@ -168,6 +177,7 @@ _CPU = Hardware(
     reserved_bytes=0,
     node_link=Link(bytes_per_second=1e9, latency_seconds=2e-4),
     network=Link(bytes_per_second=1e9, latency_seconds=4e-4),
+    host_link=Link(bytes_per_second=4e9, latency_seconds=1e-5),  # a copy within one memory
     devices_per_node=8,
     efficiency=Efficiency(
         matrix=1.0,
@@ -220,6 +230,7 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
                 bytes_per_second=24e9, latency_seconds=36e-6, latency_seconds_per_rank=5.3e-6
             ),
             network=replace(_INFINIBAND, bytes_per_second=200 * GIGABIT),
+            host_link=_PCIE4,
         ),
     }
 )

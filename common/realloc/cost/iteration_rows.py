@@ -14,9 +14,10 @@ from pathlib import Path
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.choices import GradientReduction
 from realloc.cost.hardware import Hardware
 from realloc.cost.layers import Attention, Tokens
-from realloc.cost.training import GradientReduction, TrainingStyle, step_seconds
+from realloc.cost.training import TrainingStyle, step_seconds
 
 _VOCABULARY = 50_257
 STYLE = TrainingStyle(

@@ -21,6 +21,7 @@ from realloc.cost.links import (
     all_reduce_seconds,
     all_to_all_seconds,
     group_of,
+    message_seconds,
 )
 from realloc.cost.model_size import embedding_parameters, expert_parameters, mlp_matrices
 
@@ -60,11 +61,15 @@ class Execution:
 
     tensor: int = 1
     expert: int = 1
-    data: int = 1
+    context: int = 1
     element_bytes: int = 2
     attention: Attention = Attention.FLASH
     sequence_parallel: bool = False
     """Norms and residuals split over the tensor ranks, too."""
+
+    def local_count(self, tokens: Tokens) -> float:
+        """Tokens of a micro-batch on one rank: context ranks share each sequence evenly."""
+        return tokens.count / self.context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +105,45 @@ def layer_passes(
     element = execution.element_bytes / _bandwidth(hardware)
     moved = _layer_elements(architecture, tokens, execution)
     extra = _reduced(architecture, tokens, execution, hardware)
+    ring = ring_passes(architecture, tokens, execution, hardware)
     launch = hardware.efficiency
     unfused = 0.0 if _fused(architecture, tokens, execution) else launch.unfused_softmax_seconds
     forward += moved.forward * element
     backward += moved.backward * element
     return Passes(
-        forward=_beside(forward, launch.forward_launch_seconds + unfused) + extra,
-        backward=_beside(backward, launch.backward_launch_seconds + unfused) + extra,
+        forward=_beside(forward, launch.forward_launch_seconds + unfused) + extra + ring.forward,
+        backward=_beside(backward, launch.backward_launch_seconds + unfused)
+        + extra
+        + ring.backward,
+    )
+
+
+def ring_passes(
+    architecture: ModelArchitecture, tokens: Tokens, execution: Execution, hardware: Hardware
+) -> Passes:
+    """Seconds by which a ring's messages outlast the attention that hides them.
+
+    Each of c context ranks meets the keys and values of the others in c − 1 steps, and sends on
+    what it has while it computes with it; backward their gradients travel, too (Liu et al.,
+    arXiv 2310.01889, section 3). The causal halves are balanced over the ranks, as in Megatron.
+    """
+    a, c = architecture, execution.context
+    if c == 1:
+        return Passes(forward=0.0, backward=0.0)
+    heads = max(a.key_value_size / execution.tensor, a.head_dim)
+    block = 2 * execution.local_count(tokens) * heads * execution.element_bytes
+    message = message_seconds(
+        block,
+        crosses_nodes=execution.tensor * c > hardware.devices_per_node,
+        hardware=hardware,
+        senders_per_node=min(execution.tensor, hardware.devices_per_node),
+    )
+    products = _attention_products(a, tokens, execution)
+    forward = sum(_product_seconds(p, execution, hardware) for p in products) / c
+    backward = sum(_backward_seconds(p, execution, hardware) for p in products) / c
+    return Passes(
+        forward=(c - 1) * max(0.0, message - forward),
+        backward=(c - 1) * max(0.0, 2 * message - backward),
     )
 
 
@@ -114,7 +151,8 @@ def head_passes(
     architecture: ModelArchitecture, tokens: Tokens, execution: Execution, hardware: Hardware
 ) -> Passes:
     """Seconds of the projection to the vocabulary, or to a value, and of its loss."""
-    a, n, fixed = architecture, tokens.count, hardware.efficiency.head_seconds
+    a, fixed = architecture, hardware.efficiency.head_seconds
+    n = execution.local_count(tokens)
     width = _padded_vocabulary(a, execution.tensor) if a.head is Head.LM else 1.0
     product = _Product(m=n, n=width, k=a.hidden_size)
     per_byte = 1.0 / _bandwidth(hardware)
@@ -140,7 +178,7 @@ def embedding_passes(
     architecture: ModelArchitecture, tokens: Tokens, execution: Execution, hardware: Hardware
 ) -> Passes:
     """Seconds of the lookup, and of the dense gradient that its backward pass adds."""
-    hidden = tokens.count * architecture.hidden_size * execution.element_bytes
+    hidden = execution.local_count(tokens) * architecture.hidden_size * execution.element_bytes
     gradient = 3 * execution.element_bytes * embedding_parameters(architecture) / execution.tensor
     reduced = all_reduce_seconds(tensor_group(execution, hardware), hidden, hardware)
     return Passes(
@@ -163,7 +201,7 @@ class _Elements:
 def _layer_products(
     architecture: ModelArchitecture, tokens: Tokens, execution: Execution
 ) -> list[_Product]:
-    a, n, t = architecture, tokens.count, execution.tensor
+    a, n, t = architecture, execution.local_count(tokens), execution.tensor
     query, key_value = a.query_size / t, max(a.key_value_size / t, a.head_dim)
     products = [
         _Product(m=n, n=query + 2 * key_value, k=a.hidden_size),
@@ -188,9 +226,10 @@ def _attention_products(
     heads = tokens.rows * a.num_attention_heads / execution.tensor
     if execution.attention is Attention.FLASH:
         heads /= 2
+    own = s / execution.context
     return [
-        _Product(m=s, n=s, k=a.head_dim, batch=heads),
-        _Product(m=s, n=a.head_dim, k=s, batch=heads),
+        _Product(m=own, n=s, k=a.head_dim, batch=heads),
+        _Product(m=own, n=a.head_dim, k=s, batch=heads),
     ]
 
 
@@ -198,7 +237,7 @@ def _layer_elements(
     architecture: ModelArchitecture, tokens: Tokens, execution: Execution
 ) -> _Elements:
     """Elements that a layer's other kernels read or write."""
-    a, n, t = architecture, tokens.count, execution.tensor
+    a, n, t = architecture, execution.local_count(tokens), execution.tensor
     hidden = n * a.hidden_size / (t if execution.sequence_parallel else 1)
     heads = n * (a.query_size + 2 * a.key_value_size) / t
     width = a.intermediate_size
@@ -213,7 +252,7 @@ def _layer_elements(
     backward = 12 * hidden + 2 * heads + 3 * wide + 3 * weights
     if execution.attention is Attention.UNFUSED:
         # Softmax and dropout over the probabilities; unfused, in float32 and step by step.
-        squares = tokens.count * tokens.length * a.num_attention_heads / t
+        squares = n * tokens.length * a.num_attention_heads / t
         fused = _fused(a, tokens, execution)
         forward += squares * (4.5 if fused else 20.5)
         backward += squares * (5.5 if fused else 14.5)
@@ -225,7 +264,7 @@ def _reduced(
 ) -> float:
     """Seconds of one pass's collectives: attention's and the feed-forward block's."""
     a = architecture
-    hidden = execution.element_bytes * tokens.count * a.hidden_size
+    hidden = execution.element_bytes * execution.local_count(tokens) * a.hidden_size
     seconds = 2 * all_reduce_seconds(tensor_group(execution, hardware), hidden, hardware)
     if a.num_experts and execution.expert > 1:
         group = group_of(execution.expert, execution.tensor, hardware)

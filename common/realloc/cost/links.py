@@ -68,13 +68,26 @@ def all_to_all_seconds(group: Group, size_bytes: float, hardware: Hardware) -> f
     )
 
 
-def message_seconds(size_bytes: float, *, crosses_nodes: bool, hardware: Hardware) -> float:
-    """One device to another, while all devices of its node send, too."""
+def message_seconds(
+    size_bytes: float, *, crosses_nodes: bool, hardware: Hardware, senders_per_node: int = 0
+) -> float:
+    """One device to another.
+
+    Args:
+        senders_per_node: devices of the node that send to other nodes at once; 0 for all.
+    """
     if not crosses_nodes:
         link = hardware.node_link
         return link.latency_seconds + size_bytes / link.bytes_per_second
-    share = network_bytes_per_second(hardware) / hardware.devices_per_node
+    share = network_bytes_per_second(hardware) / (senders_per_node or hardware.devices_per_node)
+    share = min(share, hardware.node_link.bytes_per_second)
     return hardware.network.latency_seconds + size_bytes / share
+
+
+def host_copy_seconds(size_bytes: float, hardware: Hardware) -> float:
+    """Between a device and the host's memory, while all devices of the node do the same."""
+    link = hardware.host_link
+    return link.latency_seconds + size_bytes / link.bytes_per_second if size_bytes else 0.0
 
 
 def network_bytes_per_second(hardware: Hardware) -> float:

@@ -10,8 +10,14 @@ data ranks (ZeRO 1, Rajbhandari et al., 1910.02054, section 5.1).
 
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.choices import GradientReduction
 from realloc.cost.layers import Tokens
-from realloc.cost.model_size import mlp_matrices, num_parameters, stage_parameters
+from realloc.cost.model_size import (
+    mlp_matrices,
+    num_parameters,
+    stage_expert_parameters,
+    stage_parameters,
+)
 from realloc.cost.training import TrainingStyle
 
 _MOMENT_BYTES = 8
@@ -37,11 +43,32 @@ def weight_bytes(
 def optimizer_bytes(
     architecture: ModelArchitecture, strategy: ParallelStrategy, style: TrainingStyle
 ) -> float:
-    """Gradient buffer, and this data rank's share of master weights and moments."""
-    parameters = weight_bytes(architecture, strategy, 1)
+    """Master weights and moments on a device: a share of its data and context ranks' where the
+    optimizer is sharded; experts have fewer replicas to share them."""
     master = _MASTER_BYTES if style.element_bytes < _MASTER_BYTES else 0
-    states = (_MOMENT_BYTES + master) * parameters / strategy.data
-    return style.gradient_bytes * parameters + states
+    shards = optimizer_shards(architecture, strategy, style)
+    return (_MOMENT_BYTES + master) * shards
+
+
+def optimizer_shards(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, style: TrainingStyle
+) -> float:
+    """Parameters of the fullest stage that one rank steps."""
+    parameters = weight_bytes(architecture, strategy, 1)
+    if style.reduction is GradientReduction.AFTER:
+        return parameters
+    experts = stage_expert_parameters(
+        architecture, tensor=strategy.tensor, pipeline=strategy.pipeline, expert=strategy.expert
+    )
+    replicas = strategy.data * strategy.context
+    return (parameters - experts) / replicas + experts / (replicas / strategy.expert)
+
+
+def gradient_bytes(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, style: TrainingStyle
+) -> float:
+    """The gradient buffer of a device."""
+    return style.gradient_bytes * weight_bytes(architecture, strategy, 1)
 
 
 def training_activation_bytes(
@@ -65,7 +92,10 @@ def training_activation_bytes(
         held *= 1 + (strategy.pipeline - 1) / chunks
     layer = _layer_bytes(architecture, strategy, micro_batch, style)
     if style.recompute:
-        inputs = style.element_bytes * micro_batch.count * architecture.hidden_size
+        tokens = micro_batch.count / strategy.context
+        inputs = style.element_bytes * tokens * architecture.hidden_size
+        if style.sequence_parallel:
+            inputs /= strategy.tensor
         held_bytes = held * layers * inputs + layer
     else:
         held_bytes = held * layers * layer
@@ -113,11 +143,13 @@ def _layer_bytes(
     if a.num_experts:
         width = a.expert_intermediate_size * a.experts_per_token
     wide = mlp_matrices(a) * width
-    return style.element_bytes * micro_batch.count * (outside + (heads + wide) / t)
+    tokens = micro_batch.count / strategy.context
+    return style.element_bytes * tokens * (outside + (heads + wide) / t)
 
 
 def _logit_bytes(
     architecture: ModelArchitecture, strategy: ParallelStrategy, tokens: float
 ) -> float:
     columns = architecture.vocab_size / strategy.tensor
+    tokens /= strategy.context
     return tokens * _LOGIT_BYTES * (columns if architecture.head is Head.LM else 1)

@@ -45,6 +45,15 @@ def num_parameters(architecture: ModelArchitecture) -> int:
     return layers + embedding_parameters(a) + head_parameters(a) + a.hidden_size
 
 
+def stage_expert_parameters(
+    architecture: ModelArchitecture, *, tensor: int, pipeline: int, expert: int
+) -> float:
+    """Of one rank of the fullest stage's parameters those of experts; 0 in a dense model."""
+    a = architecture
+    layers = -(-a.num_layers // pipeline)
+    return layers * expert_parameters(a) * a.num_experts / expert / tensor
+
+
 def stage_parameters(
     architecture: ModelArchitecture, *, tensor: int, pipeline: int, expert: int = 1
 ) -> float:

@@ -116,7 +116,7 @@ def _device_parts(layouts: Sequence[PlacedLayout], devices: NDArray[np.int64]) -
         strategy, mesh = layout.strategy, layout.mesh
         at = (devices >= mesh.first_device) & (devices < mesh.first_device + mesh.num_devices)
         ranks = devices[at] - mesh.first_device
-        stage = ranks // (strategy.tensor * strategy.data)
+        stage = ranks // (strategy.num_ranks // strategy.pipeline)
         strip = ranks % strategy.tensor
         low_layer[index, at] = stage / strategy.pipeline
         high_layer[index, at] = (stage + 1) / strategy.pipeline

@@ -1,10 +1,10 @@
 """Seconds of training steps and of forward passes under a parallel strategy."""
 
 from dataclasses import dataclass
-from enum import Enum
 
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.choices import GradientReduction
 from realloc.cost.hardware import Hardware
 from realloc.cost.layers import (
     Attention,
@@ -22,20 +22,12 @@ from realloc.cost.links import (
     group_of,
     message_seconds,
 )
-from realloc.cost.model_size import embedding_parameters, stage_parameters
+from realloc.cost.model_size import (
+    embedding_parameters,
+    stage_expert_parameters,
+    stage_parameters,
+)
 from realloc.cost.pipeline import pipeline_seconds
-
-
-class GradientReduction(Enum):
-    """How data ranks sum their gradients."""
-
-    AFTER = "after"
-    """All-reduce behind the last micro-batch; every rank steps all parameters."""
-    SHARDED = "sharded"
-    """Reduce-scatter, a step of one's own share, all-gather (ZeRO 1, arXiv 1910.02054)."""
-    OVERLAPPED = "overlapped"
-    """Sharded, in buckets during the last micro-batch's backward pass."""
-
 
 _ADAM_BYTES = 40.0
 """Memory traffic of a mixed-precision Adam step per parameter: the 16-bit gradient read,
@@ -108,7 +100,7 @@ def _execution(strategy: ParallelStrategy, style: TrainingStyle) -> Execution:
     return Execution(
         tensor=strategy.tensor,
         expert=strategy.expert,
-        data=strategy.data,
+        context=strategy.context,
         element_bytes=style.element_bytes,
         attention=style.attention,
         sequence_parallel=style.sequence_parallel and strategy.tensor > 1,
@@ -152,11 +144,40 @@ def _message(
     """Seconds of the hidden states of one micro-batch to the next stage."""
     if strategy.pipeline == 1:
         return 0.0
-    hidden = micro_batch.count * architecture.hidden_size * style.element_bytes
+    hidden = micro_batch.count / strategy.context * architecture.hidden_size * style.element_bytes
     if style.split_messages:
         hidden /= strategy.tensor
     crosses = strategy.num_ranks > hardware.devices_per_node
     return message_seconds(hidden, crosses_nodes=crosses, hardware=hardware)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replicated:
+    """Parameters of a rank's stage and the ranks that hold the same: they sum gradients."""
+
+    parameters: float
+    group: Group
+
+
+def _replicated(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, hardware: Hardware
+) -> list[_Replicated]:
+    """A stage's parameters: those that all data and context ranks hold, and the experts."""
+    degrees = {
+        "tensor": strategy.tensor,
+        "pipeline": strategy.pipeline,
+        "expert": strategy.expert,
+    }
+    experts = stage_expert_parameters(architecture, **degrees)
+    replicas, tensor, expert = strategy.data * strategy.context, strategy.tensor, strategy.expert
+    dense = _Replicated(
+        parameters=stage_parameters(architecture, **degrees) - experts,
+        group=group_of(replicas, tensor, hardware),
+    )
+    if not experts:
+        return [dense]
+    group = group_of(replicas // expert, tensor * expert, hardware)
+    return [dense, _Replicated(parameters=experts, group=group)]
 
 
 def _reduction_seconds(
@@ -165,19 +186,18 @@ def _reduction_seconds(
     style: TrainingStyle,
     hardware: Hardware,
 ) -> float:
-    group = group_of(strategy.data, strategy.tensor, hardware)
-    parameters = stage_parameters(
-        architecture, tensor=strategy.tensor, pipeline=strategy.pipeline, expert=strategy.expert
-    )
-    gradients = parameters * style.gradient_bytes
-    if style.reduction is GradientReduction.AFTER:
-        seconds = all_reduce_seconds(group, gradients, hardware)
-    else:
-        seconds = all_gather_seconds(group, gradients, hardware)
-        seconds += all_gather_seconds(group, parameters * style.element_bytes, hardware)
+    seconds = 0.0
+    for part in _replicated(architecture, strategy, hardware):
+        gradients = part.parameters * style.gradient_bytes
+        if style.reduction is GradientReduction.AFTER:
+            seconds += all_reduce_seconds(part.group, gradients, hardware)
+        else:
+            weights = part.parameters * style.element_bytes
+            seconds += all_gather_seconds(part.group, gradients, hardware)
+            seconds += all_gather_seconds(part.group, weights, hardware)
     if architecture.tied_embeddings and strategy.pipeline > 1:
         # The first and the last stage hold one embedding and sum its gradients.
-        stage = strategy.tensor * strategy.data
+        stage = strategy.num_ranks // strategy.pipeline
         ends = Group(
             size=2,
             num_nodes=1 if strategy.num_ranks <= hardware.devices_per_node else 2,
@@ -194,10 +214,9 @@ def _update_seconds(
     style: TrainingStyle,
     hardware: Hardware,
 ) -> float:
-    parameters = stage_parameters(
-        architecture, tensor=strategy.tensor, pipeline=strategy.pipeline, expert=strategy.expert
+    stepped = sum(
+        part.parameters / (1 if style.reduction is GradientReduction.AFTER else part.group.size)
+        for part in _replicated(architecture, strategy, hardware)
     )
-    if style.reduction is not GradientReduction.AFTER:
-        parameters /= strategy.data
-    moved = _ADAM_BYTES * parameters / hardware.memory_bytes_per_second
+    moved = _ADAM_BYTES * stepped / hardware.memory_bytes_per_second
     return moved + hardware.efficiency.step_seconds

@@ -6,9 +6,11 @@ from typing import Any
 
 import grpc
 
-from realloc.core.errors import ReallocError
+from realloc.core.errors import ReallocError, Unauthenticated
 from realloc.rpc.client_span import ClientSpan
 from realloc.rpc.status import from_rpc_error
+from realloc.security.handshake import find_refusal, may_be_refused
+from realloc.security.tls import ChannelSecurity
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Of any one message; batches stream in chunks of 1 MiB, transfer programs are the largest."""
@@ -36,8 +38,17 @@ class CallDefaults:
     """Deadline of a call with one response, where the call names none."""
     stream_timeout_seconds: float
     """Deadline of a call that streams responses, where the call names none."""
+    security: ChannelSecurity | None = None
+    """TLS; None talks in the clear."""
     tracer: Any = None
     """An OpenTelemetry tracer; None takes the global one, where there is any."""
+
+    @property
+    def options(self) -> tuple[tuple[str, int | str], ...]:
+        """Of the channel."""
+        if self.security is None:
+            return CHANNEL_OPTIONS
+        return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.security.server_name))
 
     def begin(self, method: str, metadata: Iterable[tuple[str, Any]] | None) -> "ClientCall":
         """Start the span of a call."""
@@ -46,6 +57,7 @@ class CallDefaults:
         return ClientCall(
             method=name,
             address=self.address,
+            security=self.security,
             span=span,
             metadata=(*(metadata or ()), *span.metadata),
         )
@@ -57,14 +69,25 @@ class ClientCall:
 
     method: str
     address: str
+    security: ChannelSecurity | None
     span: ClientSpan
     metadata: tuple[tuple[str, Any], ...]
 
+    def may_be_refused(self, error: grpc.RpcError) -> bool:
+        """Whether `failed` has to ask the server once more, and so may take a moment."""
+        return may_be_refused(error.details() or "")
+
     def failed(self, error: grpc.RpcError) -> ReallocError:
-        """End the span; the error to raise instead."""
-        found = from_rpc_error(error, self.method, self.address)
+        """End the span; the error to raise instead. Blocks where `may_be_refused`."""
+        found = self._refusal(error) or from_rpc_error(error, self.method, self.address)
         self.span.end(error.code().name, str(found))
         return found
+
+    def _refusal(self, error: grpc.RpcError) -> ReallocError | None:
+        if not self.may_be_refused(error):
+            return None
+        reason = find_refusal(self.address, self.security)
+        return Unauthenticated(f"{self.method} at {self.address}: {reason}") if reason else None
 
     def cancelled(self) -> None:
         """End the span of a call that the caller gave up."""

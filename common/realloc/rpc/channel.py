@@ -10,7 +10,8 @@
         for chunk in ShardStub(channel).PullBatch(request, timeout=60): ...
 
 Every failure is a class of `realloc.core.errors`: the server's own one, or `Unavailable` with
-method and address for a peer that is gone or too slow. A stream that is left early is
+method and address for a peer that is gone or too slow. With `security` calls are encrypted, and
+a certificate that the other side does not take is `Unauthenticated`. A stream that is left early is
 cancelled by ``async with`` or by ``cancel()``; then iteration just ends. Works without
 OpenTelemetry and structlog installed. Channels may be shared by all tasks (or threads).
 """
@@ -21,8 +22,10 @@ from typing import Any
 
 import grpc
 
-from realloc.rpc.calls import CHANNEL_OPTIONS, CallDefaults, ClientCall
+from realloc.core.errors import ReallocError
+from realloc.rpc.calls import CallDefaults, ClientCall
 from realloc.rpc.sync_channel import SyncChannel
+from realloc.security.tls import ChannelSecurity
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_STREAM_TIMEOUT_SECONDS = 3600.0
@@ -33,6 +36,7 @@ def connect(
     *,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     stream_timeout_seconds: float = DEFAULT_STREAM_TIMEOUT_SECONDS,
+    security: ChannelSecurity | None = None,
     tracer: Any = None,
 ) -> "Channel":
     """A channel for asyncio; connects on the first call."""
@@ -40,9 +44,15 @@ def connect(
         address=address,
         timeout_seconds=timeout_seconds,
         stream_timeout_seconds=stream_timeout_seconds,
+        security=security,
         tracer=tracer,
     )
-    return Channel(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS), defaults)
+    if security is None:
+        return Channel(grpc.aio.insecure_channel(address, options=defaults.options), defaults)
+    credentials = security.credentials()
+    return Channel(
+        grpc.aio.secure_channel(address, credentials, options=defaults.options), defaults
+    )
 
 
 def connect_sync(
@@ -50,6 +60,7 @@ def connect_sync(
     *,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     stream_timeout_seconds: float = DEFAULT_STREAM_TIMEOUT_SECONDS,
+    security: ChannelSecurity | None = None,
     tracer: Any = None,
 ) -> SyncChannel:
     """A channel for threads; connects on the first call."""
@@ -57,9 +68,15 @@ def connect_sync(
         address=address,
         timeout_seconds=timeout_seconds,
         stream_timeout_seconds=stream_timeout_seconds,
+        security=security,
         tracer=tracer,
     )
-    return SyncChannel(grpc.insecure_channel(address, options=CHANNEL_OPTIONS), defaults)
+    if security is None:
+        return SyncChannel(grpc.insecure_channel(address, options=defaults.options), defaults)
+    credentials = security.credentials()
+    return SyncChannel(
+        grpc.secure_channel(address, credentials, options=defaults.options), defaults
+    )
 
 
 class Channel(grpc.aio.Channel):
@@ -123,7 +140,7 @@ class _Unary:
                 request, timeout=timeout, metadata=call.metadata, **options
             )
         except grpc.aio.AioRpcError as error:
-            raise call.failed(error) from error
+            raise await _failed(call, error) from error
         except BaseException:
             call.cancelled()
             raise
@@ -167,7 +184,7 @@ class ResponseStream:
             self._call.span.end()
             raise
         except grpc.aio.AioRpcError as error:
-            raise self._call.failed(error) from error
+            raise await _failed(self._call, error) from error
         except asyncio.CancelledError:
             self._call.cancelled()
             task = asyncio.current_task()
@@ -189,3 +206,9 @@ class ResponseStream:
 
     def __del__(self) -> None:
         self.cancel()
+
+
+async def _failed(call: ClientCall, error: grpc.aio.AioRpcError) -> ReallocError:
+    if call.may_be_refused(error):
+        return await asyncio.to_thread(call.failed, error)
+    return call.failed(error)

@@ -24,6 +24,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -32,12 +33,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
+from realloc.addresses import join
 from realloc.config import ServiceConfig
 from realloc.core.errors import ReallocError, Unavailable
 from realloc.rpc.calls import MAX_MESSAGE_BYTES
 from realloc.rpc.interception import Around
+from realloc.rpc.server_access import checked_access
 from realloc.rpc.server_errors import translated_errors
 from realloc.rpc.server_tracing import traced_calls
+from realloc.security.tls import TlsFolder, server_credentials
+from realloc.security.tokens import TokenFile
 from realloc.telemetry import setup
 
 MAX_CONCURRENT_CALLS = 2048
@@ -73,6 +78,9 @@ class App:
     """Entered with the address; others find the service while it is open."""
     draining: Callable[[], Awaitable[None]] | None = None
     """Called when the service is no longer registered: end streams that would never end."""
+    tokens: TokenFile | None = None
+    """Of the people who call this service; without any its callers are processes, which show
+    their certificates. Where TLS is off nobody is asked."""
 
 
 ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
@@ -118,15 +126,21 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
         ``host:port`` under which others reach it.
     """
     tracer = tracer or trace.get_tracer(__name__)
+    surroundings = [traced_calls(tracer), translated_errors]
+    if config.tls_dir:
+        surroundings.append(checked_access(app.tokens))
     server = grpc.aio.server(
-        interceptors=(Around(traced_calls(tracer)), Around(translated_errors)),
+        interceptors=[Around(each) for each in surroundings],
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
     servicer = _add_services(server, app)
     await _set_health(servicer, app, health_pb2.HealthCheckResponse.NOT_SERVING)
-    address = _bind(server, config)
+    port = _listen(server, join(config.host, config.port), _credentials(config, app))
+    address = join(config.reachable_host, port)
+    probed = _probe_server(config, servicer)
     await server.start()
+    await probed.start()
     grace = 0.0
     try:
         if app.started is not None:
@@ -141,6 +155,7 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
     finally:
         await servicer.enter_graceful_shutdown()
         await server.stop(grace)
+        await probed.stop(None)
 
 
 def _add_services(server: grpc.aio.Server, app: App) -> health.aio.HealthServicer:
@@ -153,13 +168,31 @@ def _add_services(server: grpc.aio.Server, app: App) -> health.aio.HealthService
     return health_servicer
 
 
-def _bind(server: grpc.aio.Server, config: ServiceConfig) -> str:
-    wanted = f"{config.host}:{config.port}"
+def _probe_server(config: ServiceConfig, servicer: health.aio.HealthServicer) -> grpc.aio.Server:
+    """A server of health checks alone, which listens nowhere unless a port is named."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if config.health_port:
+        _listen(server, join(config.host, config.health_port), None)
+    return server
+
+
+def _credentials(config: ServiceConfig, app: App) -> grpc.ServerCredentials | None:
+    if not config.tls_dir:
+        return None
+    return server_credentials(TlsFolder(Path(config.tls_dir)), ask_clients=app.tokens is None)
+
+
+def _listen(
+    server: grpc.aio.Server, wanted: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Listen; the port, where the kernel was to choose it."""
     try:
-        port = server.add_insecure_port(wanted)
+        if credentials is None:
+            return int(server.add_insecure_port(wanted))
+        return int(server.add_secure_port(wanted, credentials))
     except RuntimeError as error:
         raise Unavailable(f"cannot listen on {wanted}; is the port taken?") from error
-    return f"{config.advertise_host or config.host}:{port}"
 
 
 async def _set_health(servicer: health.aio.HealthServicer, app: App, status: Any) -> None:

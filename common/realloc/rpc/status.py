@@ -24,9 +24,11 @@ from realloc.core.errors import (
     InvalidInput,
     JobFailed,
     NotFound,
+    PermissionDenied,
     Problem,
     ReallocError,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -39,6 +41,8 @@ MAX_DETAILS_BYTES = 3072
 
 _CODES: dict[type[ReallocError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
     Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -47,6 +51,8 @@ _CODES: dict[type[ReallocError], grpc.StatusCode] = {
 }
 _BY_REASON = {known.__name__: known for known in _CODES}
 _BY_CODE: dict[grpc.StatusCode, type[ReallocError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: Conflict,

@@ -9,6 +9,7 @@ from realloc.core.mesh import Cluster, DeviceMesh
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.calls import CallCost, Workload, estimate_call
+from realloc.cost.choices import CallChoices
 from realloc.cost.hardware import Hardware
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.search.constraints import PlanConstraints
@@ -151,6 +152,8 @@ def illegal(task: PlanTask, call: FunctionCall, strategy: ParallelStrategy) -> s
         return f"{strategy}: the largest tensor degree here is {most}"
     if call.kind is CallKind.GENERATE and strategy.pipeline > 1:
         return f"{strategy}: generation has no pipeline; use p1"
+    if call.kind is CallKind.GENERATE and strategy.context > 1:
+        return f"{strategy}: generation has no context parallelism; leave c{strategy.context} out"
     if call.kind is not CallKind.GENERATE and a.num_key_value_heads % strategy.tensor:
         return f"{a.num_key_value_heads} key-value heads do not split by {strategy}"
     if rows < strategy.data:
@@ -181,13 +184,14 @@ def _variants(
     for share in _MICRO_BATCH_SHARES if free else (1,):
         for recompute in (False, True) if free and call.kind is CallKind.TRAIN else (False,):
             tokens = max(1, base.max_tokens_per_micro_batch // share)
-            workload = replace(base, max_tokens_per_micro_batch=tokens, recompute=recompute)
+            workload = replace(base, max_tokens_per_micro_batch=tokens)
             cost = estimate_call(
                 call.kind,
                 task.architectures[call.model],
                 strategy,
                 workload,
                 task.hardware,
+                choices=CallChoices(recompute=recompute),
                 memory_bytes=task.cluster.device_memory_bytes,
             )
             yield PlanOption(

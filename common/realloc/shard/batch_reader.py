@@ -9,6 +9,7 @@ from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.core.batch import Batch, BatchReference, RaggedArray
 from realloc.rpc.channel import connect_sync
 from realloc.rpc.sync_channel import SyncChannel
+from realloc.security.tls import ChannelSecurity
 from realloc.shard.batches import BatchStore
 from realloc.wire.ragged import read_batch
 
@@ -27,9 +28,15 @@ class BatchReader:
     """Channels to peers are opened on first use and kept. Thread-safe."""
 
     def __init__(
-        self, batches: BatchStore, *, timeout_seconds: float, max_bytes: int = 4 << 30
+        self,
+        batches: BatchStore,
+        *,
+        timeout_seconds: float,
+        max_bytes: int = 4 << 30,
+        security: ChannelSecurity | None = None,
     ) -> None:
         self._batches = batches
+        self._security = security
         self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
         self._channels: dict[str, SyncChannel] = {}
@@ -72,7 +79,7 @@ class BatchReader:
         if address == self._batches.address:
             return self._batches.get(key, fields, rows)
         if address not in self._channels:
-            self._channels[address] = connect_sync(address)
+            self._channels[address] = connect_sync(address, security=self._security)
         stub = shard_pb2_grpc.BatchServiceStub(self._channels[address])
         request = shard_pb2.FetchBatchRequest(key=key, fields=fields, rows=rows)
         responses = stub.FetchBatch(request, timeout=self._timeout_seconds)

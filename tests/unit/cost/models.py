@@ -1,5 +1,7 @@
 """Architectures that the cost model's tests share."""
 
+from dataclasses import replace
+
 from realloc.core.model import ModelArchitecture
 
 
@@ -26,4 +28,11 @@ LLAMA_8B = llama(
 )
 LLAMA_70B = llama(
     hidden=8192, intermediate=28672, layers=80, heads=64, kv_heads=8, vocabulary=128_256
+)
+MIXTRAL = replace(
+    llama(hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, vocabulary=32_000),
+    family="mixtral",
+    num_experts=8,
+    experts_per_token=2,
+    expert_intermediate_size=14336,
 )

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
-from realloc.cost.calls import Workload, estimate_call
+from realloc.cost.calls import CallCost, Workload, estimate_call
+from realloc.cost.choices import CallChoices, GradientReduction
 from realloc.cost.generation import Replica, concurrent_rows, step_seconds
 from realloc.cost.hardware import HARDWARE, hardware_of
 from realloc.cost.lengths import ResponseLengths
 from realloc.cost.model_size import num_parameters
 from realloc.dataflow.graph import CallKind
-from tests.unit.cost.models import LLAMA_8B, LLAMA_70B
+from tests.unit.cost.models import LLAMA_8B, LLAMA_70B, MIXTRAL
 
 H100 = hardware_of("H100")
 WORK = Workload(
@@ -24,8 +26,20 @@ WORK = Workload(
 )
 
 
+def cost(
+    kind: CallKind,
+    strategy: str,
+    work: Workload = WORK,
+    *,
+    model: ModelArchitecture = LLAMA_8B,
+    choices: CallChoices | None = None,
+) -> CallCost:
+    parsed = ParallelStrategy.parse(strategy)
+    return estimate_call(kind, model, parsed, work, H100, choices=choices or CallChoices())
+
+
 def seconds(kind: CallKind, strategy: str, work: Workload = WORK) -> float:
-    return estimate_call(kind, LLAMA_8B, ParallelStrategy.parse(strategy), work, H100).seconds
+    return cost(kind, strategy, work).seconds
 
 
 @pytest.mark.parametrize("name", sorted(HARDWARE))
@@ -48,7 +62,7 @@ def test_training_reaches_no_more_than_the_peak() -> None:
 def test_recomputation_adds_about_a_third() -> None:
     """A second forward pass beside one forward and a twice as long backward pass."""
     plain = seconds(CallKind.TRAIN, "d8t1p1")
-    again = seconds(CallKind.TRAIN, "d8t1p1", replace(WORK, recompute=True))
+    again = cost(CallKind.TRAIN, "d8t1p1", choices=CallChoices(recompute=True)).seconds
     assert 1.2 < again / plain < 1.4
 
 
@@ -102,3 +116,79 @@ def test_the_cache_bounds_the_rows() -> None:
     replica = Replica(architecture=LLAMA_8B, tensor=1, element_bytes=2, hardware=H100)
     lengths = ResponseLengths(mean=512, limit=512)
     assert concurrent_rows(replica, 1024, lengths, 12 * 2**30) == 64
+
+
+OFFLOAD = CallChoices(offload=True)
+
+
+def test_offloaded_weights_cross_the_host_link_once() -> None:
+    """A frozen 8B model in 16 bits on two ranks: 8 GB each come in at 50 GB/s; nothing stays."""
+    here = cost(CallKind.INFERENCE, "d4t2p1")
+    away = cost(CallKind.INFERENCE, "d4t2p1", choices=OFFLOAD)
+    half = num_parameters(LLAMA_8B)
+    assert away.seconds - here.seconds == pytest.approx(half / 50e9, rel=0.01)
+    assert away.resident_bytes == 0
+    assert away.peak_bytes == pytest.approx(here.peak_bytes, rel=1e-6)
+    assert away.host_bytes == here.resident_bytes
+
+
+def test_offloaded_states_cross_the_host_link_twice() -> None:
+    """Master weights and moments, 12 bytes per parameter over 8 ranks, come in and go out."""
+    here = cost(CallKind.TRAIN, "d8t1p1")
+    away = cost(CallKind.TRAIN, "d8t1p1", choices=OFFLOAD)
+    states = 12 * num_parameters(LLAMA_8B) / 8
+    assert away.seconds - here.seconds == pytest.approx(2 * states / 50e9, rel=0.01)
+    assert away.resident_bytes == pytest.approx(2 * num_parameters(LLAMA_8B), rel=1e-4)
+    assert away.peak_bytes == pytest.approx(here.peak_bytes, rel=1e-6)
+
+
+def test_unsharded_states_stand_on_every_rank() -> None:
+    """Behind an all-reduce each of 8 ranks holds all 12 bytes per parameter, not an eighth."""
+    sharded = cost(CallKind.TRAIN, "d8t1p1")
+    after = CallChoices(reduction=GradientReduction.AFTER)
+    whole = cost(CallKind.TRAIN, "d8t1p1", choices=after)
+    extra = 12 * num_parameters(LLAMA_8B) * 7 / 8
+    assert whole.resident_bytes - sharded.resident_bytes == pytest.approx(extra, rel=1e-4)
+
+
+def test_overlap_hides_the_reduction_but_not_more() -> None:
+    """Hidden gradients save time; never more than the reduction of 4 + 2 bytes lasts."""
+    plain = cost(CallKind.TRAIN, "d8t1p1").seconds
+    overlapped = CallChoices(reduction=GradientReduction.OVERLAPPED)
+    hidden = cost(CallKind.TRAIN, "d8t1p1", choices=overlapped).seconds
+    ring = 6 * num_parameters(LLAMA_8B) * 7 / 8 / H100.node_link.bytes_per_second
+    assert 0 < plain - hidden < WORK.num_steps * ring * 1.3
+
+
+def test_sequence_parallel_ranks_share_what_tensor_ranks_repeat() -> None:
+    """Smaller activations, and not slower."""
+    plain = cost(CallKind.TRAIN, "d2t4p1")
+    split = cost(CallKind.TRAIN, "d2t4p1", choices=CallChoices(sequence_parallel=True))
+    assert split.active_bytes < plain.active_bytes
+    assert split.seconds <= plain.seconds
+
+
+def test_context_ranks_share_the_sequence() -> None:
+    """Twice the ranks halve a long sequence's activations, and nearly its seconds."""
+    work = replace(WORK, num_rows=8, prompt_tokens=65_536, response_tokens=0, num_steps=1)
+    one = cost(CallKind.TRAIN, "d1t8p1", work)
+    two = cost(CallKind.TRAIN, "d1t8p1c2", work)
+    assert 1.7 < one.seconds / two.seconds < 2.0
+    assert one.active_bytes / two.active_bytes == pytest.approx(2)
+
+
+def test_context_ranks_are_replicas_to_the_optimizer() -> None:
+    """Gradients and states of d1t8p1c2 are those of d2t8p1."""
+    ring = cost(CallKind.TRAIN, "d1t8p1c2")
+    assert ring.resident_bytes == cost(CallKind.TRAIN, "d2t8p1").resident_bytes
+
+
+def test_expert_ranks_hold_their_experts_only() -> None:
+    """Eight expert ranks hold an eighth of the experts' weights, gradients and states."""
+    every = cost(CallKind.TRAIN, "d8t1p1", model=MIXTRAL)
+    split = cost(CallKind.TRAIN, "d8t1p1e8", model=MIXTRAL)
+    experts = 32 * 8 * 3 * 4096 * 14336
+    held = (2 + 4 + 12 / 8) * experts
+    # An expert's states have no replica left to be shared with: 12 bytes of an eighth.
+    shared = (2 + 4 + 12) * experts / 8
+    assert every.resident_bytes - split.resident_bytes == pytest.approx(held - shared, rel=1e-4)

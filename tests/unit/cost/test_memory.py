@@ -9,6 +9,7 @@ from realloc.core.strategy import ParallelStrategy
 from realloc.cost.layers import Tokens
 from realloc.cost.memory import (
     cache_bytes_per_token,
+    gradient_bytes,
     optimizer_bytes,
     training_activation_bytes,
     weight_bytes,
@@ -46,9 +47,9 @@ def test_weights_split_over_tensor_and_pipeline() -> None:
 def test_sharded_adam_needs_four_and_twelve_over_d_bytes() -> None:
     """Per parameter: a float32 gradient, and a data rank's share of master and moments."""
     parameters = stage_parameters(LLAMA_8B, tensor=1, pipeline=1)
-    assert optimizer_bytes(LLAMA_8B, strategy("d4t1p1"), STYLE) == pytest.approx(
-        parameters * (4 + 12 / 4)
-    )
+    held = strategy("d4t1p1")
+    assert gradient_bytes(LLAMA_8B, held, STYLE) == pytest.approx(parameters * 4)
+    assert optimizer_bytes(LLAMA_8B, held, STYLE) == pytest.approx(parameters * 12 / 4)
 
 
 def test_value_heads_have_no_logits() -> None:

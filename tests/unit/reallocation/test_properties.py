@@ -60,6 +60,7 @@ def layouts(draw, model):
         pipeline=1 if replicas_only else draw(degree),
         virtual_pipeline=draw(st.integers(1, 2)) if kind is LayoutKind.MEGATRON else 1,
         expert=1 if replicas_only else draw(st.integers(1, 2)),
+        context=draw(st.integers(1, 2)) if kind is LayoutKind.MEGATRON else 1,
     )
     devices = draw(st.permutations(range(20)))[: strategy.num_ranks]
     assume(strategy.num_ranks <= 16)

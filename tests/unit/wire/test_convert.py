@@ -58,6 +58,7 @@ parallel = st.builds(
     pipeline=degrees,
     virtual_pipeline=degrees,
     expert=degrees,
+    context=degrees,
 )
 layouts = st.builds(
     lambda kind, strategy, first: Layout(

@@ -37,6 +37,8 @@ class VllmLayout(LayoutProvider):
         super().check(architecture, strategy)
         if strategy.virtual_pipeline > 1:
             raise InvalidInput.at("strategy", f"is {strategy}; vLLM has no virtual pipeline")
+        if strategy.context > 1:
+            raise InvalidInput.at("strategy", f"is {strategy}; vLLM splits no sequences")
 
     def layer_stages(
         self, architecture: ModelArchitecture, strategy: ParallelStrategy

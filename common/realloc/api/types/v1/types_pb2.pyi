@@ -88,6 +88,7 @@ class ParallelStrategy(_message.Message):
     PIPELINE_FIELD_NUMBER: _builtins.int
     VIRTUAL_PIPELINE_FIELD_NUMBER: _builtins.int
     EXPERT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     data: _builtins.int
     """Replicas of the model, each with a share of the batch. At least 1."""
     tensor: _builtins.int
@@ -98,6 +99,8 @@ class ParallelStrategy(_message.Message):
     """Model chunks per pipeline rank (interleaved schedule). At least 1."""
     expert: _builtins.int
     """Ranks that share the experts of a layer; divides data. At least 1."""
+    context: _builtins.int
+    """Ranks that share each sequence. At least 1."""
     def __init__(
         self,
         *,
@@ -106,10 +109,11 @@ class ParallelStrategy(_message.Message):
         pipeline: _builtins.int = ...,
         virtual_pipeline: _builtins.int = ...,
         expert: _builtins.int = ...,
+        context: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "expert", b"expert", "pipeline", b"pipeline", "tensor", b"tensor", "virtual_pipeline", b"virtual_pipeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "data", b"data", "expert", b"expert", "pipeline", b"pipeline", "tensor", b"tensor", "virtual_pipeline", b"virtual_pipeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

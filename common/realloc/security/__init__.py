@@ -1,0 +1,1 @@
+"""Who is who: certificates, bearer tokens, and what each role may call."""

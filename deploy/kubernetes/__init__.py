@@ -1,0 +1,1 @@
+"""A cluster on Kubernetes: images, manifests, secrets, and the way from nothing to a smoke job."""
