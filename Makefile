@@ -72,7 +72,7 @@ test-gpu: setup ## Only the tests that need a CUDA device
 bench: setup ## Print the tables of docs/benchmarks
 	$(BIN)/python tools/bench/plan_reallocation.py
 	$(BIN)/python -m tools.bench.realloc
-	$(BIN)/python tools/bench/search.py
+	$(BIN)/python -m tools.bench.search
 
 run: setup ## Keep a local cluster up until Ctrl-C
 	$(BIN)/python examples/arithmetic/make_data.py run/arithmetic

@@ -109,7 +109,7 @@ def _added_bytes(r: Relaxation, ints: Ints, choice: Ints, c: int, others: int) -
         for d in range(c):
             if (mates >> d) & 1:
                 held = max(held, ints[r.resident + choice[d]])
-    return max(0, ints[r.resident + choice[c]] - held)
+    return int(max(0, ints[r.resident + choice[c]] - held))
 
 
 @inlined

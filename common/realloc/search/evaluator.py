@@ -72,13 +72,6 @@ def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, plan: Ints) -> int:
     return peak
 
 
-@compiled
-def evaluate_many(s: Space, ints: Ints, reals: Floats, plans: Ints, seconds: Floats) -> None:
-    """Exact seconds of each row of `plans`, infinity where it does not fit."""
-    for i in range(len(plans)):
-        seconds[i] = evaluate(s, ints, reals, plans[i], np.inf)
-
-
 @inlined
 def _overlaps(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
     """Which calls share a device with which; every call does with itself."""

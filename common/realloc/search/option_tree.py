@@ -265,7 +265,7 @@ def _coordinate(o: int, dimension: int, shape: Ints, seconds: Floats, weights: I
     if dimension == 0:
         return float(np.log(max(seconds[o], 1e-12)))
     if dimension == 1:
-        return shape[o, 0] / shape[o, 1]
+        return float(shape[o, 0] / shape[o, 1])
     return 0.5 * float(np.log(weights[o, dimension - 2] + 1e6))
 
 
