@@ -17,6 +17,7 @@ _CHARACTERS_PER_TOKEN = 4.0
 """Of English text under the usual vocabularies, roughly."""
 _DEFAULT_PROMPT_TOKENS = 512.0
 _SAMPLED_ROWS = 2000
+_MOST_NODES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +26,42 @@ class PlannedCluster:
 
     cluster: Cluster
     hardware: Hardware
+    """Of the first node."""
+    node_hardware: tuple[Hardware, ...] = ()
+    """Of each node, where they differ."""
 
 
 def parse_cluster(text: str) -> PlannedCluster:
     """Read ``16xH100:8@3200``: nodes, kind, devices per node, network in Gb/s per node.
 
-    Devices per node and network may be left out: 8, and what the kind usually has.
+    Devices per node and network may be left out: 8, and what the kind usually has. Nodes of
+    several kinds are joined by ``+`` and counted in that order.
 
     Raises:
         InvalidInput: not of this form, an unknown kind, or sizes that no cluster has.
     """
-    match = _CLUSTER.fullmatch(text.strip())
+    parts = [_parse_nodes(part.strip()) for part in text.split("+")]
+    sizes = {hardware.devices_per_node for _, hardware in parts}
+    if len(sizes) > 1:
+        raise InvalidInput.at(
+            "cluster", f"{text!r} has nodes of {sizes} devices; all need the same number"
+        )
+    nodes = tuple(hardware for number, hardware in parts for _ in range(number))
+    return PlannedCluster(
+        cluster=Cluster(
+            num_nodes=len(nodes),
+            devices_per_node=nodes[0].devices_per_node,
+            device_kind="+".join(dict.fromkeys(hardware.name for hardware in nodes)),
+            device_memory_bytes=max(hardware.memory_bytes for hardware in nodes),
+        ),
+        hardware=nodes[0],
+        node_hardware=nodes if len(set(nodes)) > 1 else (),
+    )
+
+
+def _parse_nodes(text: str) -> tuple[int, Hardware]:
+    """Nodes of one kind: how many, and what their devices can do."""
+    match = _CLUSTER.fullmatch(text)
     if match is None:
         raise InvalidInput.at("cluster", f"{text!r} is not of the form 16xH100:8 or 4xA100:8@800")
     nodes, kind, size, network = match.groups()
@@ -44,22 +70,12 @@ def parse_cluster(text: str) -> PlannedCluster:
         raise InvalidInput.at("cluster", f"{kind!r} is unknown hardware; known: {_known()}")
     hardware = hardware_of(names[kind.lower()])
     per_node = int(size or hardware.devices_per_node)
-    if int(nodes) < 1 or not 1 <= per_node <= 64 or per_node & (per_node - 1):
+    if not 1 <= int(nodes) <= _MOST_NODES or not 1 <= per_node <= 64 or per_node & (per_node - 1):
         raise InvalidInput.at(
-            "cluster", f"{text!r} needs at least one node of 1, 2, 4, … 64 devices"
+            "cluster", f"{text!r} needs 1 to {_MOST_NODES} nodes of 1, 2, 4, … 64 devices"
         )
     hardware = hardware.with_node_size(per_node)
-    if network:
-        hardware = hardware.with_network(float(network))
-    return PlannedCluster(
-        cluster=Cluster(
-            num_nodes=int(nodes),
-            devices_per_node=per_node,
-            device_kind=names[kind.lower()],
-            device_memory_bytes=hardware.memory_bytes,
-        ),
-        hardware=hardware,
-    )
+    return int(nodes), hardware.with_network(float(network)) if network else hardware
 
 
 def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:

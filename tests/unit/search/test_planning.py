@@ -1,6 +1,7 @@
 """From experiment and cluster to a plan: spaces, constraints, advice."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,17 +9,22 @@ from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CallPin, DataSettings, Experiment, ModelSettings
 from realloc.core.mesh import Cluster, DeviceMesh
 from realloc.core.model import Head, ModelArchitecture
-from realloc.core.settings import GenerationSettings, PpoSettings
+from realloc.core.settings import (
+    GenerationPlacement,
+    GenerationSettings,
+    PlacementSettings,
+    PpoSettings,
+)
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.hardware import hardware_of
 from realloc.dataflow.catalog import build_graph
-from realloc.search.constraints import GenerationPlacement, PlanConstraints
+from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import build_space
 from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.explanation import explain_plan
-from realloc.search.options import PlanTask, workloads_of
 from realloc.search.planning import Effort, PlannedIteration, plan_task, smallest_cluster
 from realloc.search.searchers import searcher_named
+from realloc.search.task import PlanTask, workloads_of
 
 SMALL = ModelArchitecture(
     family="llama",
@@ -79,6 +85,10 @@ def task(
     )
 
 
+def placed(**settings: Any) -> PlanConstraints:
+    return PlanConstraints(placement=PlacementSettings(**settings))
+
+
 def planned(given: PlanTask, seconds: float = 0.5) -> PlannedIteration:
     return plan_task(given, Effort(searcher=searcher_named("default"), seconds=seconds))
 
@@ -137,14 +147,14 @@ def test_pins_are_kept() -> None:
 
 def test_disjoint_generation_shares_no_device_with_training() -> None:
     """Rollouts on the first devices, the actor's training on the others."""
-    found = planned(task(constraints=PlanConstraints(generation=GenerationPlacement.DISJOINT)))
+    found = planned(task(constraints=placed(generation=GenerationPlacement.DISJOINT)))
     by_call = {option.call: option for option in found.chosen}
     assert not by_call["actor_gen"].mesh.overlaps(by_call["actor_train"].mesh)
 
 
 def test_colocated_generation_uses_all_devices_in_turns() -> None:
     """Both on the whole cluster."""
-    found = planned(task(constraints=PlanConstraints(generation=GenerationPlacement.COLOCATED)))
+    found = planned(task(constraints=placed(generation=GenerationPlacement.COLOCATED)))
     by_call = {option.call: option for option in found.chosen}
     assert by_call["actor_gen"].mesh == by_call["actor_train"].mesh
     assert by_call["actor_gen"].mesh.num_devices == 4
@@ -152,7 +162,7 @@ def test_colocated_generation_uses_all_devices_in_turns() -> None:
 
 def test_limits_are_kept() -> None:
     """No tensor degree above the most, no avoided node, headroom left free."""
-    constraints = PlanConstraints(max_tensor=2, headroom=0.25, avoided_nodes=(1,))
+    constraints = placed(max_tensor=2, headroom=0.25, avoided_nodes=(1,))
     given = task(nodes=3, constraints=constraints)
     space = build_space(given)
     assert all(option.strategy.tensor <= 2 for option in space.options)
@@ -168,7 +178,8 @@ def test_contradictions_are_reported_together() -> None:
         strategy=ParallelStrategy(tensor=4),
     )
     constraints = PlanConstraints(
-        pins=(pin, replace(pin, call="nobody")), max_tensor=2, avoided_nodes=(0,), headroom=2.0
+        pins=(pin, replace(pin, call="nobody")),
+        placement=PlacementSettings(max_tensor=2, avoided_nodes=(0,), headroom=2.0),
     )
     with pytest.raises(InvalidInput) as caught:
         build_space(task(nodes=2, constraints=constraints))
