@@ -2,8 +2,8 @@
 
 A *choice* is a set of options per call (see `realloc.search.option_tree`). The open choices
 together contain every plan that may be better than the best one known, so the least of their
-bounds is a lower bound. Each step takes the choice of the least bound and refines the call for
-which that raises the bound of its children most; plans at the leaves are simulated.
+bounds is a lower bound. Each step takes the choice of the least bound and refines the call of
+which the bound's weights promise most; plans at the leaves are simulated.
 
 Nothing is left out for being slower than an alternative, only for bounds on whole plans.
 """
@@ -30,8 +30,11 @@ MOST_OPEN = 1 << 20
 _MOST_CUTS = 256
 """How deep a tree of options can be: four dimensions, halved until float64 ends."""
 
-_TRIED = 3
-"""Children of a call that are bounded to see what refining it is worth."""
+_PLACE_SHARE = 0.2
+"""Of a call's seconds, that knowing its place better is taken to be worth."""
+
+_LEAST_WEIGHT = 1e-3
+"""Of a call that the bound does not count at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +106,17 @@ class BranchAndBound:
         )
         return Stretch(choices=int(counts[0]), plans=int(counts[1]))
 
-    def dive(self, best_seconds: float) -> tuple[Ints, int]:
-        """A plan by always taking the child of the least bound, from the least bound open.
+    def dive(self, best_seconds: float, place: int = 0) -> Ints | None:
+        """A plan by always taking the child of the least bound; None where none is better.
 
-        Returns:
-            Its options, −1 throughout where there is none better, and choices bounded.
+        Args:
+            place: where to begin, in the heap of open choices; 0 is the least bound.
         """
-        counts = np.zeros(2, dtype=np.int64)
+        if place >= self._pool.sizes[0]:
+            return None
         plan = np.full(len(self.best), -1, dtype=np.int64)
-        _dive(*self._bounds, self._pool, self._order, self._weights, plan, best_seconds, counts)
-        return plan, int(counts[0])
+        _dive(*self._bounds, self._pool, self._order, self._weights, place, plan, best_seconds)
+        return plan if plan[0] >= 0 else None
 
 
 def _empty_pool(slots: int, calls: int) -> Pool:
@@ -147,7 +151,6 @@ def _advance(
     """Refine open choices; returns the seconds of the best plan known, old or new."""
     choice = np.empty(r.num_calls, dtype=np.int64)
     plan = np.empty(r.num_calls, dtype=np.int64)
-    tried = np.empty((r.num_calls, _TRIED))
     while counts[0] < choices:
         if pool.sizes[0] + pool.sizes[1] == 0:
             proved[0] = np.inf
@@ -156,12 +159,13 @@ def _advance(
             # What is on the stack came from the least bound; until it is done, that holds.
             proved[0] = max(proved[0], pool.bound[pool.heap[0]])
         limit = best_seconds * (1.0 + MARGIN)
+        counts[0] += 1
         if _take(pool, choice) > limit:
             continue
-        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights, tried, limit, counts)
-        if c == -2:
+        if choice_bound(r, b_ints, b_reals, choice, weights[0]) > limit:
             continue
-        if c == -1:
+        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
+        if c < 0:
             for d in range(r.num_calls):
                 plan[d] = b_ints[r.option + choice[d]]
             counts[1] += 1
@@ -171,14 +175,12 @@ def _advance(
                 best[:] = plan
             continue
         parent = choice[c]
-        count = b_ints[r.child_count + parent]
-        for i in range(count):
+        for i in range(b_ints[r.child_count + parent]):
             choice[c] = b_ints[r.child_start + parent] + i
-            bound = _child_bound(r, b_ints, b_reals, choice, weights, limit, tried[c], i, count)
             counts[0] += 1
+            bound = _child_bound(r, b_ints, b_reals, choice, weights, limit)
             if bound <= limit:
                 _open(pool, choice, bound, most_open)
-        choice[c] = parent
     return best_seconds
 
 
@@ -190,62 +192,42 @@ def _dive(
     pool: Pool,
     order: Ints,
     weights: Floats,
+    place: int,
     plan: Ints,
     best_seconds: float,
-    counts: Ints,
 ) -> None:
-    """Fill `plan` where the dive ends in one."""
-    if pool.sizes[0] == 0:
-        return
-    choice = pool.choice[pool.heap[0]].astype(np.int64)
-    tried = np.empty((r.num_calls, _TRIED))
-    while True:
-        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights, tried, best_seconds, counts)
-        if c == -2:
-            return
-        if c == -1:
+    """Fill `plan` where the dive from an open choice, at a place of the heap, ends in one."""
+    choice = pool.choice[pool.heap[place]].astype(np.int64)
+    while choice_bound(r, b_ints, b_reals, choice, weights[0]) < best_seconds:
+        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
+        if c < 0:
             for d in range(r.num_calls):
                 plan[d] = b_ints[r.option + choice[d]]
             return
         parent = choice[c]
-        count = b_ints[r.child_count + parent]
         least = np.inf
-        child = -1
-        for i in range(count):
+        child = parent
+        for i in range(b_ints[r.child_count + parent]):
             choice[c] = b_ints[r.child_start + parent] + i
-            bound = _child_bound(
-                r, b_ints, b_reals, choice, weights, best_seconds, tried[c], i, count
-            )
+            bound = _child_bound(r, b_ints, b_reals, choice, weights, best_seconds)
             if bound < least:
                 least = bound
                 child = choice[c]
-        if child < 0:
+        if child == parent:
             return
         choice[c] = child
 
 
 @inlined
 def _call_to_refine(
-    r: Relaxation,
-    b_ints: Ints,
-    b_reals: Floats,
-    order: Ints,
-    choice: Ints,
-    weights: Floats,
-    tried: Floats,
-    limit: float,
-    counts: Ints,
+    r: Relaxation, b_ints: Ints, b_reals: Floats, order: Ints, choice: Ints, weights: Floats
 ) -> int:
-    """The call whose refinement raises the bound most; −1 where each call has one option, −2
-    where the choice cannot hold a plan below the limit.
+    """The call whose refinement promises most; −1 where each has one option.
 
-    `tried` gets the bounds of the children that were tried, in the places of `_place_tried`;
-    `weights[0]` those of the choice.
+    First those whose mesh size is open, the largest first. Then by the choice's weights: what
+    the slower half of the options adds, and a part of the call's own seconds where a cut by
+    place may show that it must wait for others.
     """
-    counts[0] += 1
-    here = choice_bound(r, b_ints, b_reals, choice, weights[0])
-    if here > limit:
-        return -2
     best = -1
     most = -1.0
     for k in range(r.num_calls):
@@ -254,30 +236,22 @@ def _call_to_refine(
         count = b_ints[r.child_count + parent]
         if count == 0:
             continue
-        least = np.inf
-        total = 0.0
-        for j in range(min(count, _TRIED)):
-            choice[c] = b_ints[r.child_start + parent] + _place_tried(j, count)
-            tried[c, j] = choice_bound(r, b_ints, b_reals, choice, weights[1])
-            counts[0] += 1
-            least = min(least, tried[c, j])
-            total += min(tried[c, j], limit)
-        choice[c] = parent
-        if count <= _TRIED and least > limit:
-            return -2
-        score = min(least, limit) + 0.01 * total / min(count, _TRIED)
-        if score > most * (1.0 + 1e-12):
+        first = b_ints[r.child_start + parent]
+        last = first + count - 1
+        if count > 2 or b_ints[r.num_devices_of + first] != b_ints[r.num_devices_of + last]:
+            return int(c)
+        seconds = b_reals[r.seconds + parent]
+        slower = b_reals[r.seconds + last] - seconds
+        score = (weights[c] + _LEAST_WEIGHT) * slower
+        if (
+            b_ints[r.hull_first + first] != b_ints[r.hull_first + last]
+            or b_ints[r.hull_last + first] != b_ints[r.hull_last + last]
+        ):
+            score += _PLACE_SHARE * seconds
+        if score > most:
             most = score
             best = c
     return best
-
-
-@inlined
-def _place_tried(j: int, count: int) -> int:
-    """The first, the middle and the last child; all where there are no more."""
-    if count <= _TRIED:
-        return j
-    return j * (count - 1) // (_TRIED - 1)
 
 
 @inlined
@@ -288,14 +262,8 @@ def _child_bound(
     choice: Ints,
     weights: Floats,
     limit: float,
-    tried: Floats,
-    i: int,
-    count: int,
 ) -> float:
-    """The bound of the choice, which is child `i` of `count` of one that `weights[0]` is of."""
-    for j in range(min(count, _TRIED)):
-        if _place_tried(j, count) == i:
-            return float(tried[j])
+    """The bound of a choice, which is a child of the one that `weights[0]` belongs to."""
     quick = weighted_bound(r, b_ints, b_reals, choice, weights[0])
     if quick > limit:
         return quick

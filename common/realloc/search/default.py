@@ -27,15 +27,26 @@ from realloc.search.space import Tables, build_tables
 Ints = NDArray[np.int64]
 
 
+_DIVES = 6
+"""Plans that are dived for in one turn of local search."""
+
+_PLACES, _STRIDE = 512, 5
+"""Dives begin at so many open choices from the least bound on, all of them in turn (a linear
+congruential sequence of full period)."""
+
+_SLACK = 1.02
+"""How far above the best plan a dive's bound may be: descent may bring it below."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultSearcher:
     """Iterated local search with one- and two-call moves, and passes that prove a bound."""
 
     name: str = "default"
     clock: Clock = time.perf_counter
-    slice_plans: int = 60_000
+    slice_plans: int = 40_000
     """Plans that local search decides in one turn."""
-    slice_choices: int = 60_000
+    slice_choices: int = 15_000
     """Choices that branch and bound looks at in one turn."""
 
     def search(
@@ -58,7 +69,9 @@ class DefaultSearcher:
             proof.advance(progress, self.slice_choices)
             if not progress.is_over:
                 local.narrow(proof, progress)
-                local.improve(progress, self.slice_plans, proof.promising(progress))
+                for start in proof.promising(progress):
+                    local.descend(progress, start)
+                local.improve(progress, self.slice_plans)
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
         yield progress.result()
@@ -77,10 +90,8 @@ class _LocalSearch:
         self._current = fits.copy()
         self._walk = np.array([np.inf, 0.0])
 
-    def improve(self, progress: Progress, plans: int, start: Ints | None = None) -> bool:
-        """One turn, from `start` where there is one; true where it found a better plan."""
-        if start is not None:
-            self._descend(progress, start)
+    def improve(self, progress: Progress, plans: int) -> bool:
+        """One turn; true where it found a better plan."""
         plan = np.array(progress.options)
         seconds = progress.evaluate(lambda: self._kick(plan, progress.seconds, plans))
         pair = self._next_pair()
@@ -88,7 +99,8 @@ class _LocalSearch:
             seconds = progress.evaluate(lambda: self._move_pair(plan, seconds, pair, plans // 2))
         return progress.offer(plan, seconds)
 
-    def _descend(self, progress: Progress, plan: Ints) -> None:
+    def descend(self, progress: Progress, plan: Ints) -> None:
+        """From a given plan down."""
         options, starts = self.candidates.options, self.candidates.starts
         value = evaluate(*self._tables, plan, np.inf)
         if np.isfinite(value):
@@ -144,6 +156,7 @@ class _Proof:
         self._num_options = problem.num_options
         self._bounds, self._tree = build_bounds(problem, known, rules)
         self._search = BranchAndBound(tables, self._bounds, self._tree)
+        self._place = 0
 
     def advance(self, progress: Progress, choices: int) -> None:
         """One turn."""
@@ -157,10 +170,13 @@ class _Proof:
         """Prove what is proved by now."""
         progress.prove(self._search.lower_bound * (1.0 - MARGIN))
 
-    def promising(self, progress: Progress) -> Ints | None:
-        """A plan where the bound is least."""
-        plan, _ = self._search.dive(progress.seconds)
-        return plan if plan[0] >= 0 else None
+    def promising(self, progress: Progress) -> Iterator[Ints]:
+        """Plans where the bounds are small, or not much above the best plan's seconds."""
+        for _ in range(_DIVES):
+            self._place = (_STRIDE * self._place + 1) % _PLACES
+            plan = self._search.dive(progress.seconds * _SLACK, place=self._place)
+            if plan is not None:
+                yield plan
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
         """[O], see `realloc.search.narrowing`."""
