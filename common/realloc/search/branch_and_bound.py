@@ -110,10 +110,12 @@ class BranchAndBound:
         """A plan by always taking the child of the least bound; None where none is better.
 
         Args:
-            place: where to begin, in the heap of open choices; 0 is the least bound.
+            place: where to begin, in the heap of open choices, round and round; 0 is the least
+                bound.
         """
-        if place >= self._pool.sizes[0]:
+        if self._pool.sizes[0] == 0:
             return None
+        place %= int(self._pool.sizes[0])
         plan = np.full(len(self.best), -1, dtype=np.int64)
         _dive(*self._bounds, self._pool, self._order, self._weights, place, plan, best_seconds)
         return plan if plan[0] >= 0 else None
