@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from realloc.core.errors import InvalidInput
 from realloc.cost.hardware import Efficiency, Hardware
 from realloc.cost.iteration_rows import IterationRow, predict_seconds
+from realloc.cost.least_squares import least_squares
 
 PRIOR_DEVIATIONS = {
     "matrix": 0.02,
@@ -36,7 +37,6 @@ _DISTINCT_SHAPES = 100
 """Errors come by shape of kernel, not by row: any number of rows says as much as so many."""
 _LEAST_RESIDUAL = 0.02
 _ROUNDS = 4
-_STEPS = 6
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def calibrate(rows: Sequence[IterationRow], preset: Hardware) -> Calibration:
     logs = problem.start
     weights = np.ones(len(measured))
     for _ in range(_ROUNDS):
-        logs = _least_squares(problem.weighted(weights), logs)
+        logs = least_squares(problem.weighted(weights), logs)
         misses = np.abs(problem.log_errors(logs))
         weights = 1.0 / np.maximum(misses, _LEAST_RESIDUAL)
     hardware = problem.hardware(logs)
@@ -152,37 +152,3 @@ class _Problem:
             return np.concatenate([self.log_errors(logs) * scale, prior])
 
         return residuals
-
-
-def _least_squares(residuals: Callable[[Floats], Floats], start: Floats) -> Floats:
-    """Levenberg-Marquardt with a numeric Jacobian."""
-    point, damping = start, 1e-2
-    errors = residuals(point)
-    for _ in range(_STEPS):
-        jacobian = _jacobian(residuals, point, errors)
-        normal = jacobian.T @ jacobian
-        for _ in range(8):
-            damped = normal + damping * np.diag(np.diag(normal))
-            step = np.clip(np.linalg.solve(damped, -jacobian.T @ errors), -0.7, 0.7)
-            tried = residuals(point + step)
-            if tried @ tried < errors @ errors:
-                break
-            damping *= 6.0
-        else:
-            return point
-        gain = 1.0 - (tried @ tried) / (errors @ errors)
-        point, errors, damping = point + step, tried, damping / 6.0
-        if gain < 1e-5:
-            break
-    return point
-
-
-def _jacobian(
-    residuals: Callable[[Floats], Floats], point: Floats, errors: Floats, step: float = 1e-3
-) -> Floats:
-    columns = []
-    for index in range(len(point)):
-        moved = point.copy()
-        moved[index] += step
-        columns.append((residuals(moved) - errors) / step)
-    return np.stack(columns, axis=1)

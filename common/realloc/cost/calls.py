@@ -153,6 +153,7 @@ def _style(workload: Workload, choices: CallChoices) -> TrainingStyle:
         recompute=choices.recompute,
         reduction=choices.reduction,
         sequence_parallel=choices.sequence_parallel,
+        selected_share=workload.selected_share,
     )
 
 
@@ -199,7 +200,8 @@ def _train(
         style,
         selected_share=workload.selected_share,
     )
-    seconds = workload.num_steps * step
+    frame = frame_seconds(split.num_micro_batches, rows / strategy.data, CallKind.TRAIN, hardware)
+    seconds = workload.num_steps * (step + frame)
     if choices.offload:
         # In before the first step and out after the last; gradients live within the call.
         seconds += 2 * host_copy_seconds(states, hardware)
@@ -226,6 +228,8 @@ def _infer(
     seconds = forward_seconds(
         architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
     )
+    rows = workload.num_rows / strategy.data
+    seconds += frame_seconds(split.num_micro_batches, rows, CallKind.INFERENCE, hardware)
     active = inference_activation_bytes(
         architecture,
         strategy,
@@ -271,6 +275,15 @@ def _generate(
         resident_bytes=math.ceil(2 * weights),
         active_bytes=math.ceil(cache),
     )
+
+
+def frame_seconds(num_micro_batches: int, rows: float, kind: CallKind, hardware: Hardware) -> float:
+    """Host time of the trainer's code around its passes, for a data rank's rows."""
+    reach = hardware.efficiency
+    per_row = reach.frame_row_seconds
+    if kind is CallKind.TRAIN:
+        per_row += reach.target_row_seconds
+    return num_micro_batches * reach.frame_seconds + rows * per_row
 
 
 def _framed(seconds: float, workload: Workload, hardware: Hardware) -> float:

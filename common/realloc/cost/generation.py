@@ -9,11 +9,20 @@ until the queue is empty; from there on it shrinks with the distribution's tail.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from realloc.core.model import Head, ModelArchitecture
 from realloc.cost.hardware import Hardware
-from realloc.cost.layers import Execution, Tokens, head_passes, layer_passes, tensor_group
+from realloc.cost.layers import (
+    Execution,
+    Tokens,
+    head_passes,
+    head_shape,
+    layer_passes,
+    layer_shape,
+    tensor_group,
+)
 from realloc.cost.lengths import ResponseLengths
 from realloc.cost.links import all_reduce_seconds
 from realloc.cost.memory import cache_bytes_per_token
@@ -22,11 +31,7 @@ from realloc.cost.model_size import (
     layer_parameters,
     num_parameters,
 )
-
-_PREFILL_TOKENS = 8192
-"""Tokens that an engine prefills at once (vLLM's default `max_num_batched_tokens` on GPUs)."""
-_MOST_ROWS = 1024
-"""Rows that an engine decodes at once (vLLM's default `max_num_seqs` on large GPUs)."""
+from realloc.cost.ratios import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +48,19 @@ class Replica:
         return Execution(tensor=self.tensor, element_bytes=self.element_bytes)
 
     @property
+    def shape(self) -> Hashable:
+        """What a rank's kernels look like in a whole step."""
+        return engine_shape(self.architecture, self.execution)
+
+    @property
     def cache_bytes_per_token(self) -> float:
         return cache_bytes_per_token(self.architecture, self.tensor, self.element_bytes)
+
+
+def engine_shape(architecture: ModelArchitecture, execution: Execution) -> Hashable:
+    """What a rank's kernels of a whole step look like."""
+    layer, head = layer_shape(architecture, execution), head_shape(architecture, execution)
+    return layer, architecture.num_layers, head
 
 
 def generation_seconds(
@@ -63,7 +79,10 @@ def generation_seconds(
     most = concurrent_rows(replica, prompt_tokens, lengths, cache_bytes)
     together = min(rows, most)
     waiting = rows - together
-    seconds = _prefill_seconds(replica, rows, prompt_tokens)
+    seconds = prefill_seconds(replica, rows, prompt_tokens)
+    if lengths.limit == 1:
+        return seconds
+    lengths = lengths.after_first  # which comes with the prefill
     if waiting > 0:
         # While rows wait, each end lets one in: the batch stays full, contexts are average.
         full_steps = waiting * lengths.mean / together
@@ -80,7 +99,7 @@ def concurrent_rows(
 ) -> float:
     """Rows that decode at once: as many as the cache holds at the mean context."""
     row = replica.cache_bytes_per_token * (prompt_tokens + lengths.mean)
-    return max(1.0, min(float(_MOST_ROWS), cache_bytes / row))
+    return max(1.0, min(float(replica.hardware.decode_rows), cache_bytes / row))
 
 
 def step_seconds(replica: Replica, rows: float, context: float) -> float:
@@ -97,7 +116,9 @@ def step_seconds(replica: Replica, rows: float, context: float) -> float:
     group = tensor_group(replica.execution, hardware)
     reduce = 2 * a.num_layers * _decode_all_reduce(group.size, hidden, hardware)
     fixed = a.num_layers * reach.decode_layer_seconds + reach.decode_step_seconds
-    return max(read, multiply) + cache + reduce + fixed + rows * reach.decode_row_seconds
+    seconds = max(read, multiply) + cache + fixed + rows * reach.decode_row_seconds
+    ratio = hardware.ratios.ratio(Work.DECODE, replica.shape, rows, context)
+    return seconds * ratio + reduce
 
 
 def num_active_parameters(architecture: ModelArchitecture) -> float:
@@ -121,15 +142,19 @@ def _active_parameters(architecture: ModelArchitecture, rows: float) -> float:
     return num_parameters(a) - embedding - a.num_layers * spare
 
 
-def _prefill_seconds(replica: Replica, rows: float, prompt_tokens: float) -> float:
-    a = replica.architecture
-    at_once = max(1.0, min(rows, _PREFILL_TOKENS / max(prompt_tokens, 1.0)))
+def prefill_seconds(replica: Replica, rows: float, prompt_tokens: float) -> float:
+    """Seconds until rows that start together have each their first token."""
+    a, reach = replica.architecture, replica.hardware.efficiency
+    bare = replica.hardware.without_ratios()
+    at_once = max(1.0, min(rows, bare.prefill_tokens / max(prompt_tokens, 1.0)))
     tokens = Tokens(rows=at_once, length=prompt_tokens)
-    layer = layer_passes(a, tokens, replica.execution, replica.hardware).forward
+    layer = layer_passes(a, tokens, replica.execution, bare).forward
     # The head sees only the last token of each row.
     last = Tokens(rows=at_once, length=1.0)
-    head = head_passes(a, last, replica.execution, replica.hardware).forward
-    return rows / at_once * (a.num_layers * layer + head)
+    head = head_passes(a, last, replica.execution, bare).forward
+    steps = rows / at_once * (a.num_layers * layer + head + reach.decode_step_seconds)
+    ratio = replica.hardware.ratios.ratio(Work.PREFILL, replica.shape, rows, prompt_tokens)
+    return (steps + rows * reach.prefill_row_seconds) * ratio
 
 
 def _decode_all_reduce(size: int, size_bytes: float, hardware: Hardware) -> float:

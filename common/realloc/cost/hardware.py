@@ -7,10 +7,11 @@ is in `Efficiency`, which `realloc.cost.calibration` fits to measurements.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from realloc.core.errors import InvalidInput
+from realloc.cost.ratios import RatioTable
 
 GIGABIT = 1e9 / 8
 """Bytes per second of one Gb/s."""
@@ -58,6 +59,14 @@ class Efficiency:
     """Fixed time of a decoding step: scheduling, sampling."""
     decode_row_seconds: float
     """Host time of a row in a decoding step: its bookkeeping, detokenizing, streaming."""
+    prefill_row_seconds: float
+    """Host time to take in a prompt and to hand out its rollout."""
+    frame_seconds: float
+    """Fixed time of a micro-batch in the trainer's calls beside its passes: schedule, packing."""
+    frame_row_seconds: float
+    """Host time of a row in them: cutting, packing, and joining its results."""
+    target_row_seconds: float
+    """Further host time of a row in a train call: its advantages and returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,12 @@ class Hardware:
     """Of the network's peak, by large NCCL messages (nccl-tests on HDR and NDR: 0.75–0.9)."""
     reduction_passes: float = 3.7
     """Memory traffic of an all-reduce in multiples of its bytes: see `realloc.cost.links`."""
+    prefill_tokens: int = 8192
+    """Tokens that an engine prefills at once (vLLM's `max_num_batched_tokens`)."""
+    decode_rows: int = 1024
+    """Rows that an engine decodes at once (vLLM's `max_num_seqs`)."""
+    ratios: RatioTable = field(default_factory=RatioTable)
+    """What a profile measured over what the numbers above say; see `realloc.cost.profile`."""
 
     def peak_flops(self, element_bytes: int) -> float:
         """Peak for numbers of 2 or 4 bytes."""
@@ -104,6 +119,10 @@ class Hardware:
             )
         network = replace(self.network, bytes_per_second=gigabits_per_second * GIGABIT)
         return replace(self, network=network)
+
+    def without_ratios(self) -> "Hardware":
+        """The same devices as their peaks and efficiencies say."""
+        return replace(self, ratios=RatioTable())
 
     def with_node_size(self, devices_per_node: int) -> "Hardware":
         """The same devices, so many to a node."""
@@ -126,6 +145,10 @@ _CUDA = Efficiency(
     decode_layer_seconds=2e-5,
     decode_step_seconds=1e-3,
     decode_row_seconds=4e-6,
+    prefill_row_seconds=1e-4,
+    frame_seconds=1e-3,
+    frame_row_seconds=1e-5,
+    target_row_seconds=1e-5,
 )
 # Host-bound parts of newer machines with newer frameworks: half of the 2022 stack's launches.
 # Hopper reaches less of its peak, being limited by power: 0.6–0.7 for large bf16 products
@@ -191,10 +214,16 @@ _CPU = Hardware(
         decode_layer_seconds=1e-3,
         decode_step_seconds=6e-3,
         decode_row_seconds=2e-4,
+        prefill_row_seconds=2e-4,
+        frame_seconds=2e-3,
+        frame_row_seconds=2e-5,
+        target_row_seconds=5e-5,
     ),
     call_overhead_seconds=0.03,
     network_efficiency=1.0,
     reduction_passes=2.0,
+    prefill_tokens=4096,  # vLLM's defaults on CPUs
+    decode_rows=256,
 )
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(

@@ -11,6 +11,7 @@ section 3); with sequence parallelism a gather and a scatter move as many bytes.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,6 +25,7 @@ from realloc.cost.links import (
     message_seconds,
 )
 from realloc.cost.model_size import embedding_parameters, expert_parameters, mlp_matrices
+from realloc.cost.ratios import Work
 
 _LAUNCH_OVERLAP = 3.0
 """Exponent p of (device^p + host^p)^(1/p): at equal times a pass takes 1.26 of either."""
@@ -106,15 +108,44 @@ def layer_passes(
     moved = _layer_elements(architecture, tokens, execution)
     extra = _reduced(architecture, tokens, execution, hardware)
     ring = ring_passes(architecture, tokens, execution, hardware)
+    shape = layer_shape(architecture, execution)
     launch = hardware.efficiency
     unfused = 0.0 if _fused(architecture, tokens, execution) else launch.unfused_softmax_seconds
     forward += moved.forward * element
     backward += moved.backward * element
-    return Passes(
-        forward=_beside(forward, launch.forward_launch_seconds + unfused) + extra + ring.forward,
-        backward=_beside(backward, launch.backward_launch_seconds + unfused)
-        + extra
-        + ring.backward,
+    forward = _beside(forward, launch.forward_launch_seconds + unfused)
+    backward = _beside(backward, launch.backward_launch_seconds + unfused)
+    size = tokens.rows, tokens.length / execution.context
+    forward *= hardware.ratios.ratio(Work.LAYER_FORWARD, shape, *size)
+    backward *= hardware.ratios.ratio(Work.LAYER_BACKWARD, shape, *size)
+    return Passes(forward=forward + extra + ring.forward, backward=backward + extra + ring.backward)
+
+
+def layer_shape(architecture: ModelArchitecture, execution: Execution) -> Hashable:
+    """What a rank's kernels of a layer look like: equal for a model on one tensor rank of t and
+    for the model of a t-th of its heads and widths on one."""
+    a, t = architecture, execution.tensor
+    return (
+        a.hidden_size,
+        a.query_size / t,
+        max(a.key_value_size / t, a.head_dim),
+        a.head_dim,
+        a.intermediate_size / t,
+        mlp_matrices(a),
+        (a.num_experts / execution.expert, a.experts_per_token, a.expert_intermediate_size / t)
+        if a.num_experts
+        else (),
+        execution.element_bytes,
+    )
+
+
+def head_shape(architecture: ModelArchitecture, execution: Execution) -> Hashable:
+    """What a rank's kernels of the head look like."""
+    columns = -(-architecture.vocab_size // execution.tensor)
+    return (
+        architecture.hidden_size,
+        columns if architecture.head is Head.LM else 1,
+        execution.element_bytes,
     )
 
 
@@ -162,16 +193,13 @@ def head_passes(
     hidden = all_reduce_seconds(group, execution.element_bytes * n * a.hidden_size, hardware)
     weights = 3 * execution.element_bytes * width * a.hidden_size
     # Logits to float32, shifted, exponentiated, summed, divided; and back: some 50 bytes each.
-    return Passes(
-        forward=_product_seconds(product, execution, hardware)
-        + 30 * n * width * per_byte
-        + statistics
-        + hidden
-        + fixed,
-        backward=_backward_seconds(product, execution, hardware)
-        + (20 * n * width + weights) * per_byte
-        + fixed,
-    )
+    forward = _product_seconds(product, execution, hardware) + 30 * n * width * per_byte + fixed
+    backward = _backward_seconds(product, execution, hardware)
+    backward += (20 * n * width + weights) * per_byte + fixed
+    size, shape = (tokens.rows, tokens.length / execution.context), head_shape(a, execution)
+    both = (forward + backward) * hardware.ratios.ratio(Work.HEAD_TRAIN, shape, *size)
+    forward *= hardware.ratios.ratio(Work.HEAD_FORWARD, shape, *size)
+    return Passes(forward=forward + statistics + hidden, backward=max(0.0, both - forward))
 
 
 def embedding_passes(

@@ -27,6 +27,11 @@ class ResponseLengths:
             )
 
     @property
+    def after_first(self) -> "ResponseLengths":
+        """What is left of responses behind their first token; some token stays."""
+        return ResponseLengths(mean=max(1.0, self.mean - 1), limit=max(1, self.limit - 1))
+
+    @property
     def hazard(self) -> float:
         """−ln q: how fast rows end; 0 where all reach the limit."""
         if self.mean >= self.limit:

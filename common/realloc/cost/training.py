@@ -1,6 +1,6 @@
 """Seconds of training steps and of forward passes under a parallel strategy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
@@ -28,6 +28,7 @@ from realloc.cost.model_size import (
     stage_parameters,
 )
 from realloc.cost.pipeline import pipeline_seconds
+from realloc.cost.ratios import Work
 
 _ADAM_BYTES = 40.0
 """Memory traffic of a mixed-precision Adam step per parameter: the 16-bit gradient read,
@@ -47,6 +48,8 @@ class TrainingStyle:
     reduction: GradientReduction = GradientReduction.SHARDED
     attention: Attention = Attention.FLASH
     sequence_parallel: bool = False
+    selected_share: float = 1.0
+    """Of the tokens, those whose logits are computed."""
     split_messages: bool = True
     """Tensor ranks send disjoint parts of the hidden states to the next stage (scatter/gather,
     arXiv 2104.04473, section 4.1)."""
@@ -124,7 +127,8 @@ def _stage_passes(
         layer.scaled(fewest + 1 if stage < rest else fewest) for stage in range(strategy.pipeline)
     ]
     embedding = embedding_passes(architecture, micro_batch, execution, hardware)
-    head = head_passes(architecture, micro_batch, execution, hardware)
+    selected = replace(micro_batch, length=micro_batch.length * style.selected_share)
+    head = head_passes(architecture, selected, execution, hardware)
     stages[0] = _sum(stages[0], embedding)
     stages[-1] = _sum(stages[-1], head)
     return stages
@@ -218,5 +222,11 @@ def _update_seconds(
         part.parameters / (1 if style.reduction is GradientReduction.AFTER else part.group.size)
         for part in _replicated(architecture, strategy, hardware)
     )
-    moved = _ADAM_BYTES * stepped / hardware.memory_bytes_per_second
-    return moved + hardware.efficiency.step_seconds
+    return update_seconds(stepped, style.element_bytes, hardware)
+
+
+def update_seconds(parameters: float, element_bytes: int, hardware: Hardware) -> float:
+    """Seconds of Adam on so many parameters."""
+    moved = _ADAM_BYTES * parameters / hardware.memory_bytes_per_second
+    ratio = hardware.ratios.ratio(Work.STEP, element_bytes, parameters, 1.0)
+    return (moved + hardware.efficiency.step_seconds) * ratio
