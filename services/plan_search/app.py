@@ -10,6 +10,7 @@ from realloc.rpc.server import App
 from realloc.shard.registration import registration
 from services.plan_search.config import PlanSearchConfig
 from services.plan_search.plan_search import PlanSearch
+from services.plan_search.profiles import Profiles
 from services.plan_search.servicer import PlanSearchServicer
 
 
@@ -18,10 +19,10 @@ async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
-        search = PlanSearch()
+        search = PlanSearch(max_memory_bytes=config.max_memory_bytes)
         # A daemon: a service that is told to stop does not wait for the compiler.
         threading.Thread(target=search.warm_up, name="warm-up", daemon=True).start()
-        servicer = PlanSearchServicer(search, config.max_search_seconds)
+        servicer = PlanSearchServicer(search, Profiles(store), config)
         name = plan_search_pb2.DESCRIPTOR.services_by_name["PlanSearchService"].full_name
         yield App(
             servicers=((plan_search_pb2_grpc.add_PlanSearchServiceServicer_to_server, servicer),),

@@ -55,7 +55,7 @@ def parse_cluster(text: str) -> PlannedCluster:
             device_memory_bytes=max(hardware.memory_bytes for hardware in nodes),
         ),
         hardware=nodes[0],
-        node_hardware=nodes if len(set(nodes)) > 1 else (),
+        node_hardware=nodes if len({hardware.name for hardware in nodes}) > 1 else (),
     )
 
 

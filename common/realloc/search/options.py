@@ -46,10 +46,10 @@ def options_of(task: PlanTask, call: FunctionCall) -> list[PlanOption]:
     meshes = [pin.mesh] if pin and pin.mesh else list(task.meshes())
     found: list[PlanOption] = []
     reasons: list[tuple[int, str]] = []
-    known: dict[tuple[int, Hardware], list[PlanOption]] = {}
+    known: dict[tuple[int, str], list[PlanOption]] = {}
     for mesh in meshes:
         hardware = task.hardware_on(mesh)
-        alike = mesh.num_devices, hardware
+        alike = mesh.num_devices, hardware.name
         if alike not in known:
             fixed = pin.strategy if pin else None
             known[alike] = _on_mesh(task, call, mesh, fixed, hardware, reasons)

@@ -15,9 +15,8 @@ def slowest_of(kinds: Sequence[Hardware]) -> Hardware:
     Each figure is the worst of theirs, because a collective ends with its last rank: the least
     rate, memory and efficiency, the most overhead and latency.
     """
-    first = kinds[0]
-    if all(kind == first for kind in kinds):
-        return first
+    if len({kind.name for kind in kinds}) == 1:
+        return kinds[0]
     return _worst(kinds, name="+".join(dict.fromkeys(kind.name for kind in kinds)))
 
 

@@ -120,7 +120,7 @@ def workloads_of(
     mean_response_tokens: float = 0.0,
     even_batches: bool = True,
 ) -> dict[str, Workload]:
-    """The work of every call of an experiment.
+    """The work of every call of an experiment, an evaluation of its own included.
 
     Args:
         prompt_tokens: mean of a prompt, or of a whole row where nothing is generated.
@@ -151,4 +151,4 @@ def workloads_of(
         element_bytes=2 if experiment.dtype == "bfloat16" else 4,
     )
     _ = workload.lengths  # a mean beyond the limit is the user's mistake: say so now
-    return {call.name: workload for call in graph.calls}
+    return {call.name: workload for call in graph.placed_calls()}
