@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)/common:$(CURDIR)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos check fix test test-unit test-integration test-faults test-gpu bench \
+.PHONY: help setup protos check fix test test-unit test-integration test-faults test-slurm test-gpu bench \
 	run demo deploy undeploy clean
 
 help: ## Print this help
@@ -55,7 +55,7 @@ fix: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: setup ## All tests that need no GPU: real etcd, gloo ranks, vLLM
-	$(BIN)/python -m pytest -m "not gpu" tests
+	$(BIN)/python -m pytest -m "not gpu and not slurm" tests
 
 test-unit: setup ## Only the fast tests
 	$(BIN)/python -m pytest tests/unit tests/golden
@@ -65,6 +65,10 @@ test-integration: setup ## Only the tests that start processes
 
 test-faults: setup ## Only the tests that kill processes
 	$(BIN)/python -m pytest tests/faults
+
+test-slurm: setup ## A cluster on a real Slurm of four virtual nodes; not part of make test
+	$(BIN)/python tools/fetch_slurm.py
+	$(BIN)/python -m pytest tests/slurm
 
 test-gpu: setup ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
@@ -107,6 +111,24 @@ deploy-kubernetes: setup
 
 undeploy-kubernetes: setup
 	@$(BIN)/python -m deploy.kubernetes down $(KUBERNETES_OPTIONS)
+
+# What docs/deploy.md lists for Slurm; fields of deploy/slurm/settings.py.
+SLURM_OPTIONS = \
+	$(if $(NODES),--nodes=$(NODES)) $(if $(GPUS),--gpus-per-node=$(GPUS)) \
+	$(if $(DEVICES),--devices-per-node=$(DEVICES)) $(if $(DEVICE_KIND),--device-kind=$(DEVICE_KIND)) \
+	$(if $(PARTITION),--partition=$(PARTITION)) $(if $(ACCOUNT),--account=$(ACCOUNT)) \
+	$(if $(TIME),--time=$(TIME)) $(if $(MARGIN),--margin-seconds=$(MARGIN)) \
+	$(if $(RUN_DIR),--run-dir=$(RUN_DIR)) $(if $(ETCD),--etcd-endpoints=$(ETCD)) $(if $(CERTS),--certificates=$(CERTS)) \
+	$(if $(REWARD_ROOTS),--reward-roots=$(REWARD_ROOTS)) $(if $(DRY_RUN),--dry-run=1) \
+	$(if $(EXCLUSIVE),--exclusive=$(EXCLUSIVE)) \
+	$(if $(SBATCH_OPTIONS),--sbatch-options='$(SBATCH_OPTIONS)') \
+	$(if $(SRUN_OPTIONS),--srun-options='$(SRUN_OPTIONS)')
+
+deploy-slurm: setup
+	@$(BIN)/python -m deploy.slurm up $(SLURM_OPTIONS)
+
+undeploy-slurm: setup
+	@$(BIN)/python -m deploy.slurm down $(if $(RUN_DIR),--run-dir=$(RUN_DIR))
 
 deploy-% undeploy-%:
 	@echo "TARGET=$* is unknown; there are local, kubernetes and slurm (docs/deploy.md)" >&2; exit 2

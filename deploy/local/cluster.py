@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Self
 from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdMember
 from deploy.local.programs import service_program
+from deploy.local.stages import Stages
 from deploy.local.supervisor import Program, Supervised
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
@@ -42,7 +43,7 @@ class LocalCluster:
     def __init__(self, settings: LocalSettings, report: Callable[[str], None]) -> None:
         self._settings = settings
         self._report = report
-        self._running: list[list[Supervised]] = []
+        self._stages = Stages(report)
         self._etcd_endpoint = ""
         self.endpoints: dict[str, str] = {}
         """Address of each process by name; filled when all are ready."""
@@ -59,34 +60,27 @@ class LocalCluster:
         member = EtcdMember.on_free_ports("local", self._settings.run_dir / "etcd")
         binary = self._settings.etcd or find_etcd()
         self._report(f"starting etcd on {member.endpoint}")
-        await self._start_stage([self._etcd(member, binary)])
+        await self._stages.start([self._etcd(member, binary)])
         while not await asyncio.to_thread(member.answers):
             await asyncio.sleep(0.05)
         self._report("starting services")
         for stage in self._service_stages(member.endpoint):
-            await self._start_stage(stage)
+            await self._stages.start(stage)
         self._etcd_endpoint = member.endpoint
         await self.wait_ready()
 
     async def stop(self) -> None:
         """Stop all, the last stage first."""
         (self._settings.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
-        for stage in reversed(self._running):
-            await asyncio.gather(*(each.stop() for each in stage))
-        self._running.clear()
+        await self._stages.stop()
 
     def supervised(self, name: str) -> Supervised:
         """The supervisor of one process."""
-        return next(each for stage in self._running for each in stage if each.program.name == name)
+        return self._stages.supervised(name)
 
     def pids(self) -> Mapping[str, int]:
         """Process id of everything that runs, by name."""
-        return {
-            each.program.name: each.pid
-            for stage in self._running
-            for each in stage
-            if each.pid is not None
-        }
+        return self._stages.pids()
 
     async def __aenter__(self) -> Self:
         try:
@@ -103,11 +97,6 @@ class LocalCluster:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
-
-    async def _start_stage(self, programs: Sequence[Program]) -> None:
-        stage = [Supervised(program, self._report) for program in programs]
-        self._running.append(stage)
-        await asyncio.gather(*(each.start() for each in stage))
 
     async def wait_ready(self) -> None:
         """Wait until every process is registered; then the endpoints are true.

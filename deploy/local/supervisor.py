@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_STOP_SECONDS = 15.0
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 10.0
 _STEADY_SECONDS = 30.0
@@ -31,6 +30,8 @@ class Program:
     """File that gets its output; None leaves it the supervisor's own."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """On top of the supervisor's own."""
+    stop_seconds: float = 15.0
+    """Longest time to end after SIGTERM."""
 
 
 class Supervised:
@@ -57,15 +58,20 @@ class Supervised:
         self._task = asyncio.create_task(self._keep(), name=self.program.name)
         await self._started.wait()
 
+    def retire(self) -> None:
+        """Do not start it again once it has ended."""
+        self._stopping = True
+
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL where that takes too long."""
-        self._stopping = True
+        self.retire()
+        seconds = self.program.stop_seconds
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+                await asyncio.wait_for(self._process.wait(), seconds)
             except TimeoutError:
-                self._report(f"{self.program.name} did not stop in {_STOP_SECONDS:.0f} s: killed")
+                self._report(f"{self.program.name} did not stop in {seconds:.0f} s: killed")
                 self._process.kill()
                 await self._process.wait()
         if self._task is not None:

@@ -9,6 +9,7 @@ from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
+from realloc.shard.facts import shard_facts
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from services.generation.config import GenerationConfig
@@ -55,5 +56,6 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
                 shard["TransferService"].full_name,
             ),
             started=started,
+            facts=lambda: shard_facts(servicer.job_id),
             registration=registration(store, config, device=config.device, node=config.node),
         )

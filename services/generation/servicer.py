@@ -100,6 +100,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await self._end()
         return pb.EndJobResponse()
 
+    @property
+    def job_id(self) -> str:
+        """The job that holds this replica; empty where none does."""
+        return self._job_id
+
     async def close(self) -> None:
         """End the reward process."""
         async with self._changing:

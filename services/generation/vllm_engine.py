@@ -200,6 +200,9 @@ def prepare_environment() -> None:
         VLLM_WORKER_MULTIPROC_METHOD="spawn",  # forking a process with threads can deadlock
     )
     defaults = {
+        # An engine's ranks are processes of one machine: nothing of it listens elsewhere.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",

@@ -16,7 +16,7 @@ from realloc.coordination.leadership import Leadership
 from realloc.coordination.members import Members
 from realloc.coordination.store import Store
 from realloc.core.errors import ReallocError
-from realloc.core.mesh import Cluster
+from realloc.core.mesh import Cluster, to_labels
 from realloc.rpc.channel import connect
 from realloc.rpc.server import App
 from realloc.security.tls import peer_security
@@ -60,7 +60,7 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         yield App(
             servicers=((scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer),),
             service_names=(name,),
-            registration=registration(store, config),
+            registration=registration(store, config, labels=to_labels(settings.cluster)),
             draining=draining,
             tokens=tokens,
         )

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 import torch
@@ -16,10 +17,12 @@ from realloc.security.tls import peer_security
 from realloc.shard.batch_reader import BatchReader
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
+from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
+from realloc.transfer.link_meter import measure_links
 from services.trainer.config import TrainerConfig
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.servicer import TrainerServicer
@@ -40,7 +43,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
         store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        engine = MegatronEngine()
+        engine = MegatronEngine(config.reachable_host)
         calls = OrderedCalls("megatron")
         stack.callback(calls.close)
         batches = BatchStore(capacity_bytes=config.batch_bytes)
@@ -63,6 +66,11 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             batches=batches,
             reader=reader,
             transfers=transfers,
+            measure=partial(
+                measure_links,
+                host=config.reachable_host,
+                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            ),
             abandon=_exit,
         )
 
@@ -82,6 +90,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
                 shard["TransferService"].full_name,
             ),
             started=started,
+            facts=lambda: shard_facts(servicer.job_id),
             registration=registration(store, config, device=config.device, node=config.node),
         )
 

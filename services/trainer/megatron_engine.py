@@ -6,7 +6,6 @@ its calls in the same order, from one thread.
 """
 
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,7 +32,7 @@ from services.trainer.megatron_model import (
     check_buildable,
     make_trainable,
 )
-from services.trainer.network import GLOO_INTERFACE, choose_gloo_interface
+from services.trainer.network import choose_gloo_interface
 from services.trainer.training import train
 from services.trainer.weights import (
     HuggingFaceWeights,
@@ -57,12 +56,13 @@ class _Job:
 class MegatronEngine:
     """A `TrainerEngine`; one job at a time, any number of jobs one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        """``host``: address of this machine that the other ranks can connect to."""
         megatron_shim.install()
+        choose_gloo_interface(host)
         self._device = torch.device("cpu")
         if torch.cuda.is_available():
             self._device = torch.device("cuda", torch.cuda.current_device())
-        self._interface_is_given = GLOO_INTERFACE in os.environ
         self._job: _Job | None = None
 
     def start_job(self, world: JobWorld) -> None:
@@ -74,8 +74,6 @@ class MegatronEngine:
         """
         if self._job is not None:
             raise Conflict(f"job {self._job.world.job_id} runs on this shard; end it first")
-        if not self._interface_is_given:
-            choose_gloo_interface(world.store_host)
         timeout = timedelta(seconds=world.timeout_seconds)
         try:
             # Jobs that follow each other meet at the same store, each under its own names.

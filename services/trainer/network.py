@@ -3,29 +3,28 @@
 import os
 import socket
 
+from realloc.addresses import address_towards
+
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 """Environment variable that gloo reads whenever a group is made."""
 
 
-def choose_gloo_interface(peer: str) -> None:
-    """Make gloo listen on the interface that leads to `peer`.
+def choose_gloo_interface(host: str) -> None:
+    """Make gloo listen on the interface that has this address of the machine, unless it is told.
 
     By itself gloo listens where the host's own name resolves to, which need not be reachable,
     and on many machines is loopback.
     """
-    name = interface_towards(peer)
+    name = interface_of(host)
     if name is not None:
-        os.environ[GLOO_INTERFACE] = name
+        os.environ.setdefault(GLOO_INTERFACE, name)
 
 
-def interface_towards(peer: str) -> str | None:
-    """Name of the interface that packets to `peer` leave by; None where it cannot be told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((peer, 9))  # sends nothing: the kernel chooses a route
-            address = probe.getsockname()[0]
-        except OSError:
-            return None
+def interface_of(host: str) -> str | None:
+    """Name of the interface with this address; None where the machine has no such address."""
+    address = address_towards(host)  # of the machine's own address: itself; names are resolved
+    if address is None:
+        return None
     return next((name for _, name in socket.if_nameindex() if _address(name) == address), None)
 
 

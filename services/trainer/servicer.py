@@ -25,6 +25,7 @@ from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
 from realloc.telemetry.names import Attribute, Span
 from realloc.telemetry.spans import Attributes, current_traceparent, span
+from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
 
@@ -46,10 +47,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         batches: BatchStore,
         reader: BatchReader,
         transfers: TransferServicer,
+        measure: Callable[[MeterWorld], LinkMeasurement],
         abandon: Callable[[str], None],
     ) -> None:
         """
         Args:
+            measure: measures the links to other trainers, while no job is here.
             abandon: ends the process where its engine is beyond repair; takes the reason.
         """
         self._engine = engine
@@ -57,6 +60,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._batches = batches
         self._reader = reader
         self._transfers = transfers
+        self._measure = measure
         self._abandon = abandon
         self._world: JobWorld | None = None
         self._data: DataSource | None = None
@@ -139,6 +143,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             if self._world is not None and self._world.job_id == request.job_id:
                 await self._end(request.job_id)
         return pb.EndJobResponse()
+
+    async def MeasureLinks(
+        self, request: pb.MeasureLinksRequest, context: Any
+    ) -> pb.MeasureLinksResponse:
+        async with self._changing:
+            if self._world is not None:
+                raise Conflict(f"job {self._world.job_id} holds this trainer; wait for its end")
+            world = from_proto(request, MeterWorld)
+            measured = await self._calls.run(
+                lambda: self._measure(world),
+                sequence=0,
+                timeout=world.timeout_seconds,
+            )
+        return to_proto(measured, pb.MeasureLinksResponse)
+
+    @property
+    def job_id(self) -> str:
+        """The job that holds this shard; empty where none does."""
+        return self._world.job_id if self._world is not None else ""
 
     async def _end(self, job_id: str) -> None:
         """Free everything of a job; a call that never returns costs the process its life."""

@@ -120,16 +120,44 @@ def lend(communicator: Communicator) -> bool:
             buffer = communicator.allocate(5000)
             buffer.copy_(content(0, 1, number, 5000))
             communicator.send(buffer[1000:], peer=1, round=number).wait(TIMEOUT)
-        if communicator.endpoint == 1 and communicator.memory(0) is Memory.LENT:
+        if communicator.endpoint == 1 and communicator.memory(0) is not Memory.ANY:
             borrowed = communicator.borrow(4000, peer=0, round=number)
             borrowed.wait(TIMEOUT)
-            assert borrowed.message is not None
-            found &= torch.equal(borrowed.message.cpu(), content(0, 1, number, 5000)[1000:])
+            (region,) = borrowed.message
+            message = region.contiguous().cpu()
+            found &= torch.equal(message, content(0, 1, number, 5000)[1000:])
             borrowed.release()
         elif communicator.endpoint == 1:
             plain = torch.zeros(4000, dtype=torch.uint8, device=communicator.device)
             communicator.receive(plain, peer=0, round=number).wait(TIMEOUT)
             found &= torch.equal(plain.cpu(), content(0, 1, number, 5000)[1000:])
+    return found
+
+
+def lend_views(communicator: Communicator) -> bool:
+    """Endpoint 0 lends 1 and 2 columns of memory that it keeps, where memory is open."""
+    values = torch.arange(60_000, dtype=torch.float32).view(300, 200)
+    found = True
+    for number in range(5):
+        if communicator.endpoint == 0 and communicator.memory(1) is Memory.OPEN:
+            kept = (values + number).to(communicator.device)
+            views = [kept[:, 50:150], kept[7:8]]
+            pending = [communicator.lend(views, peer=peer, round=number) for peer in (1, 2)]
+            for operation in pending:
+                operation.wait(TIMEOUT)
+        elif communicator.endpoint and communicator.memory(0) is Memory.OPEN:
+            size_bytes = (300 * 100 + 200) * 4
+            borrowed = communicator.borrow(size_bytes, peer=0, round=number)
+            borrowed.wait(TIMEOUT)
+            for region, expected in zip(
+                borrowed.message, (values[:, 50:150], values[7:8]), strict=True
+            ):
+                view = region.memory.as_strided(
+                    (region.rows, region.row_bytes), (region.stride_bytes, 1), region.start
+                )
+                found &= torch.equal(view.contiguous().view(torch.float32).cpu(), expected + number)
+            borrowed.release()
+            communicator.settle()
     return found
 
 
@@ -229,6 +257,11 @@ def test_a_buffer_is_free_after_its_wait(world: World) -> None:
 def test_own_buffers_are_sent_and_read_in_place(world: World) -> None:
     """Parts of buffers of `allocate` arrive, borrowed where memory is lent."""
     assert all(world.run(lend))
+
+
+def test_open_memory_is_read_where_it_is(world: World) -> None:
+    """Strided views of memory that the sender keeps are read in place, by several peers."""
+    assert all(world.run(lend_views))
 
 
 def test_as_many_operations_as_promised_are_in_flight(world: World) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from realloc.coordination.members import ChangeKind, MemberChange, Members
-from realloc.coordination.membership import Member, Registration
+from realloc.coordination.membership import Member, Registration, forget_members
 from realloc.coordination.store import Store
 from realloc.core.errors import NotFound, Unavailable
 from tests.contract.store_backends import StoreBackend
@@ -187,3 +187,19 @@ async def test_members_that_are_not_followed_are_not_waited_for(backend: StoreBa
         with pytest.raises(Unavailable, match="not followed"):
             async with asyncio.timeout(2):
                 await waiting
+
+
+async def test_only_the_living_come_back_after_all_were_forgotten(backend: StoreBackend) -> None:
+    """Registrations of processes that are gone stay gone; those that live register again."""
+    store = await backend.open()
+    alive = trainer(backend, 0)
+    dead = [trainer(backend, index) for index in range(1, 203)]
+    async with Members(store, alive.kind) as members, registered(store, alive):
+        for member in dead:
+            await store.transact(put={member.key: member.to_json()})
+        await members.wait_for({alive.kind: 1 + len(dead)}, timeout_seconds=10)
+        await forget_members(store)
+        async with asyncio.timeout(10):
+            async for _ in members.changes():
+                if members.current() == (alive,):
+                    break

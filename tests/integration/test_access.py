@@ -1,49 +1,38 @@
 """Every rpc of every service is shut to whoever has no right certificate or token."""
 
 import asyncio
-import pkgutil
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-import realloc.api
 from realloc.config import ServiceConfig
 from realloc.core.errors import NotFound, PermissionDenied, ReallocError, Unauthenticated
-from realloc.rpc.channel import Channel, connect
+from realloc.rpc.channel import connect
+from realloc.rpc.channels import Channels
 from realloc.rpc.server import App, running
 from realloc.security.certificates import make_certificates
 from realloc.security.roles import ALLOWED, CLIENT_SERVICE, PEOPLE, PROCESSES, Role, may_call
 from realloc.security.tls import ChannelSecurity, client_security, peer_security
 from realloc.security.tokens import TokenFile, create_token, revoke_token
+from tests.support.every_rpc import METHODS, SERVICES, outcome
 
 SECONDS = 60.0
+UNSERVED = next(each for each in METHODS if each.name == "SubmitJob")
+"""A method that a server without servicers does not have."""
 
 
-def services() -> Iterator[tuple[ServiceDescriptor, Callable[[Any, Any], None]]]:
-    """Every service of ``realloc.api``, and what adds a servicer of it to a server."""
-    for found in pkgutil.walk_packages(realloc.api.__path__, "realloc.api."):
-        if found.name.endswith("_pb2"):
-            for name, descriptor in import_module(found.name).DESCRIPTOR.services_by_name.items():
-                stubs = import_module(f"{found.name}_grpc")
-                yield descriptor, getattr(stubs, f"add_{name}Servicer_to_server")
-
-
-SERVICES = tuple(services())
-METHODS = tuple(method for descriptor, _ in SERVICES for method in descriptor.methods)
 REACHED = "the door was open"
 
 
@@ -111,22 +100,6 @@ async def serving(
     )
     async with running(app, config) as address:
         yield address
-
-
-async def outcome(channel: Channel, method: MethodDescriptor) -> ReallocError:
-    """How a call with an empty request fails."""
-    request = GetMessageClass(method.input_type)()
-    path = f"/{method.containing_service.full_name}/{method.name}"
-    serialize = type(request).SerializeToString
-    try:
-        if method.server_streaming:
-            async for _ in channel.unary_stream(path, serialize)(request, timeout=10):
-                pass
-        else:
-            await channel.unary_unary(path, serialize)(request, timeout=10)
-    except ReallocError as error:
-        return error
-    raise AssertionError(f"{path} answered")
 
 
 async def outcomes(
@@ -253,7 +226,7 @@ def test_health_needs_neither_token_nor_certificate(keys: Keys) -> None:
         ):
             answer = await health_pb2_grpc.HealthStub(channel).Check(request)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            assert "UNIMPLEMENTED" in str(await outcome(channel, METHODS[0]))
+            assert "UNIMPLEMENTED" in str(await outcome(channel, UNSERVED))
         async with (
             serving(keys, "scheduler", for_people=True) as address,
             connect(address, security=keys.client("")) as channel,
@@ -305,10 +278,29 @@ def test_servers_show_new_certificates_without_a_restart(keys: Keys, tmp_path: P
     within(work)
 
 
+def test_kept_channels_show_new_certificates(keys: Keys, tmp_path: Path) -> None:
+    """A process that gets another certificate shows it from the next call on."""
+    mine = tmp_path / "mine"
+    shutil.copytree(keys.ours / "trainer", mine)
+    method = next(each for each in METHODS if each.name == "Reallocate")
+
+    async def work() -> None:
+        async with (
+            serving(keys, "param_store", for_people=False) as address,
+            Channels(peer_security(str(mine))) as channels,
+        ):
+            assert channels.get(address) is channels.get(address)
+            assert isinstance(await outcome(channels.get(address), method), PermissionDenied)
+            shutil.copytree(keys.ours / "scheduler", mine, dirs_exist_ok=True)
+            assert isinstance(await outcome(channels.get(address), method), NotFound)
+
+    within(work)
+
+
 async def first_outcome(address: str, security: ChannelSecurity) -> ReallocError:
     """How the first of all rpcs fails over a new connection."""
     async with connect(address, security=security) as channel:
-        return await outcome(channel, METHODS[0])
+        return await outcome(channel, UNSERVED)
 
 
 def test_a_revoked_token_is_refused_from_the_next_call_on(keys: Keys, tmp_path: Path) -> None:

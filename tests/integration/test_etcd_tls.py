@@ -86,6 +86,33 @@ def test_a_process_reads_writes_and_watches_while_members_die(
     within(work)
 
 
+def test_new_certificates_are_shown_at_once(
+    certificates: Path, members: list[EtcdServer], tmp_path: Path
+) -> None:
+    """A store that is open changes its connection with its files; its watches go on."""
+    tls_dir = tmp_path / "trainer"
+    shutil.copytree(certificates / "ours" / "trainer", tls_dir)
+    endpoints = [server.endpoint for server in members]
+
+    def become(whose: str) -> None:
+        shutil.copytree(certificates / whose / "trainer", tls_dir, dirs_exist_ok=True)
+
+    async def work() -> None:
+        mine = security(tls_dir)
+        async with EtcdStore(endpoints, timeout_seconds=1.0, security=mine) as store:
+            revision = await store.put("/tls/d", b"1", timeout_seconds=20.0)
+            async with contextlib.aclosing(store.watch("/tls/d", start_revision=revision)) as seen:
+                assert (await anext(seen)).revision == revision
+                become("strangers")
+                with pytest.raises(Unavailable):
+                    await store.put("/tls/d", b"2")
+                become("ours")
+                last = await store.put("/tls/d", b"3")
+                assert (await anext(seen)).revision == last
+
+    within(work)
+
+
 @pytest.mark.parametrize("who", ["nobody", "a stranger", "in the clear", "another server"])
 def test_strangers_are_kept_out(certificates: Path, members: list[EtcdServer], who: str) -> None:
     """No certificate, one of another authority, no TLS; nor is just any server taken for etcd."""

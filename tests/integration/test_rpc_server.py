@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -481,16 +482,34 @@ def test_a_signal_before_the_start_cancels_it(tmp_path: Path) -> None:
     assert events.read_text().split() == ["built", "build", "cancelled"]
 
 
-def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("--port={taken}", "cannot listen on 127.0.0.1:{taken}"),
+        ("--tls-dir=absent", "absent needs ca.crt, tls.crt, tls.key: "),
+    ],
+)
+def test_a_service_that_cannot_start_says_why(tmp_path: Path, argument: str, reason: str) -> None:
     """An error of ours at the start is one log line and exit status 1, no traceback."""
-    events = tmp_path / "events"
-    with echo_process(events, "--host", "203.0.113.1") as process:
-        _, log = process.communicate(timeout=30)
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        taken = occupied.getsockname()[1]
+        with echo_process(tmp_path / "events", argument.format(taken=taken)) as process:
+            _, log = process.communicate(timeout=30)
     assert process.returncode == 1
     event = json.loads(log.splitlines()[-1])
     assert event["event"] == "stopped"
-    assert "cannot listen on 203.0.113.1:0" in event["reason"]
+    assert reason.format(taken=taken) in event["reason"]
     assert "Traceback" not in log
+
+
+def test_a_service_refuses_to_be_reached_in_the_clear(tmp_path: Path) -> None:
+    """An address beyond loopback without certificates: exit status 2, and what to do."""
+    with echo_process(tmp_path / "events", "--host", "203.0.113.1") as process:
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert log.startswith("host: 203.0.113.1 is not loopback")
+    assert "realloc certs init" in log
+    assert not (tmp_path / "events").exists()
 
 
 def test_the_light_client_needs_no_telemetry() -> None:

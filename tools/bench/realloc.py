@@ -1,9 +1,12 @@
 """Measures reallocation on this machine against what the machine can do.
 
     PYTHONPATH=common:. python -m tools.bench.realloc [--megabytes 256] [--repeats 7]
+    PYTHONPATH=common:. python -m tools.bench.realloc --device cuda [--megabytes 16000]
 
-Every figure is the median of its repeats; what is compared is measured in turn, so that a busy
-machine slows both. Bandwidths count bytes that destinations receive.
+On CPUs processes reach each other by gloo and shared memory; on a GPU all of them share one, and
+weights move within a process or by CUDA IPC. Every figure is the median of its repeats; what is
+compared is measured in turn, so that a busy machine slows both. Bandwidths count bytes that
+destinations receive.
 """
 
 import argparse
@@ -24,8 +27,9 @@ from realloc.core.transfer import Endpoint, TransferProgram, TransferSession
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.planner import plan_transfer
 from realloc.transfer.communicator import Communicator
+from realloc.transfer.digest import SentDigests
 from realloc.transfer.endpoint import TransferEndpoint
-from realloc.transfer.executor import TransferReport
+from realloc.transfer.executor import TransferReport, source_parameters
 from realloc.transfer.rendezvous import TransferStore
 from tests.support.rank_processes import RankProcesses
 
@@ -38,6 +42,13 @@ PAIRS = (
     ("megatron:d1t2p1", "vllm:d2t1p1"),
     ("megatron:d1t1p2", "vllm:d1t2p1"),
 )
+CUDA_PAIRS = (
+    ("within one process", 1, ("megatron:d1t1p1", "vllm:d1t1p1")),
+    ("CUDA IPC", 2, ("megatron:d1t1p1", "vllm:d1t1p1")),
+    ("CUDA IPC", 3, ("megatron:d1t2p1", "vllm:d1t1p1")),
+)
+"""How, number of processes, layouts."""
+CUDA_COPY_BYTES = 2 << 30
 SWAPS = (("d1t4p1", "d2t2p1"), ("d2t2p1", "d1t2p2"))
 
 
@@ -61,6 +72,24 @@ def architecture(megabytes: int) -> ModelArchitecture:
     )
 
 
+def cuda_architecture(megabytes: int) -> ModelArchitecture:
+    """As many layers of Llama 70B in bfloat16 as come near this size."""
+    layer = 2 * (8192 * (8192 + 2 * 1024 + 8192) + 3 * 8192 * 28672)
+    return ModelArchitecture(
+        family="llama",
+        num_layers=max(1, round(megabytes * 10**6 / layer)),
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=32000,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+    )
+
+
 # What the processes hold and run.
 
 
@@ -78,17 +107,20 @@ class Shard:
 SHARD: list[Shard] = []
 
 
-def open_shard(name: str, device: int | None) -> int:
+def open_shard(name: str, device: int | None, on_gpu: bool = False) -> int:
     if SHARD:
         SHARD.pop().endpoint.close()
-    SHARD.append(Shard(TransferEndpoint(HOST, name, device=device)))
+    cuda_device = torch.device("cuda", 0) if on_gpu else None
+    SHARD.append(Shard(TransferEndpoint(HOST, name, device=device, cuda_device=cuda_device)))
     return SHARD[0].endpoint.store_port
 
 
-def prepare(
-    index: int, model: ModelArchitecture, source: Layout, destination: Layout
-) -> tuple[int, float]:
-    """Make this endpoint's program and parameters; bytes that it receives, planning seconds."""
+def close_shard() -> None:
+    SHARD.pop().endpoint.close()
+
+
+def prepare(index: int, model: ModelArchitecture, source: Layout, destination: Layout) -> int:
+    """Make this endpoint's program and parameters; the bytes that it receives."""
     names = [f"trainer-{d}" for d in source.devices] + [
         f"generation-{d}" for d in destination.devices
     ]
@@ -98,7 +130,6 @@ def prepare(
         Endpoint(name=name, device=device, node=0)
         for name, device in zip(names, devices, strict=True)
     ]
-    began = time.monotonic()
     plan = plan_transfer(
         model,
         source,
@@ -108,7 +139,6 @@ def prepare(
         dtype="float32",
     )
     program = plan.programs[index]
-    seconds = time.monotonic() - began
     layout, rank = (source, index) if index < num_source else (destination, index - num_source)
     parameters = {
         parameter.name: torch.randn(parameter.shape)
@@ -117,7 +147,68 @@ def prepare(
     shard = SHARD[0]
     shard.program = program
     shard.source, shard.destination = (parameters, {}) if index < num_source else ({}, parameters)
-    return program.receives.blocks.num_elements * 4, seconds
+    return program.receives.blocks.num_elements * 4
+
+
+def prepare_on_gpu(
+    index: int, model: ModelArchitecture, source: Layout, destination: Layout, num_processes: int
+) -> int:
+    """As `prepare`, in bfloat16 and all on one device; one process may have both roles."""
+    shard = SHARD[0]
+    shard.source = shard.destination = None  # frees the last pair's
+    have = [Endpoint(name=f"{device}", device=device, node=0) for device in source.devices]
+    first = num_processes - len(destination.devices)
+    want = [
+        Endpoint(name=f"{first + device}", device=device, node=0) for device in destination.devices
+    ]
+    plan = plan_transfer(
+        model,
+        source,
+        destination,
+        source_endpoints=have,
+        destination_endpoints=want,
+        dtype="bfloat16",
+    )
+    shard.program = plan.programs[index]
+    shard.source, shard.destination = (
+        {
+            parameter.name: torch.ones(parameter.shape, dtype=torch.bfloat16, device="cuda:0")
+            for number, endpoint in enumerate(side)
+            if endpoint.name == f"{index}"
+            for parameter in local_parameters(model, layout, number).parameters
+        }
+        for side, layout in ((have, source), (want, destination))
+    )
+    return shard.program.receives.blocks.num_elements * 2
+
+
+def copy_on_gpu(size_bytes: int) -> float:
+    """Seconds that the device takes to copy as many bytes within its memory."""
+    shard = SHARD[0]
+    if shard.raw is None:
+        shard.raw = torch.ones(2, CUDA_COPY_BYTES, dtype=torch.uint8, device="cuda:0")
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    for first in range(0, size_bytes, CUDA_COPY_BYTES):
+        size = min(CUDA_COPY_BYTES, size_bytes - first)
+        shard.raw[0, :size].copy_(shard.raw[1, :size])
+    torch.cuda.synchronize()
+    return time.monotonic() - began
+
+
+def digest_on_gpu() -> tuple[int, float]:
+    """Bytes that this process sends, and the seconds that their digests alone take."""
+    shard = SHARD[0]
+    assert shard.program is not None
+    assert shard.source is not None
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    parameters = source_parameters(shard.program, shard.source, {})
+    digests = SentDigests(shard.program, parameters, torch.bfloat16)
+    for _ in digests.own_steps():
+        pass
+    digests.values()
+    return shard.program.sends.blocks.num_elements * 2, time.monotonic() - began
 
 
 def meet(communicator: Communicator) -> None:
@@ -129,7 +220,7 @@ def meet(communicator: Communicator) -> None:
             if sender != receiver and here == sender:
                 pending.append(communicator.send(byte, peer=receiver, round=0))
             elif sender != receiver and here == receiver:
-                into = torch.zeros(1, dtype=torch.uint8)
+                into = torch.zeros(1, dtype=torch.uint8, device=communicator.device)
                 pending.append(communicator.receive(into, peer=sender, round=0))
     for operation in pending:
         operation.wait(TIMEOUT)
@@ -198,7 +289,7 @@ def parse(text: str, first_device: int) -> Layout:
     return Layout(kind=LayoutKind(kind), strategy=parsed, devices=devices)
 
 
-def session(ports: Sequence[int], group_id: str) -> TransferSession:
+def session(ports: Sequence[int], group_id: str, dtype: str = "float32") -> TransferSession:
     return TransferSession(
         session_id="bench",
         group_id=group_id,
@@ -206,7 +297,7 @@ def session(ports: Sequence[int], group_id: str) -> TransferSession:
         store_port=ports[0],
         num_endpoints=len(ports),
         canonical_tensors=(),
-        dtype="float32",
+        dtype=dtype,
         timeout_seconds=TIMEOUT,
     )
 
@@ -220,16 +311,36 @@ def bench_pair(
     reference: Callable[[int], float],
     reference_name: str,
 ) -> None:
-    """One reallocation, without and with digests, beside the reference of as many bytes."""
-    count = transfer.num_endpoints
+    """One reallocation of what the processes hold already."""
     source = parse(pair[0], 0)
     destination = parse(pair[1], len(source.devices))
-    prepared = ranks.run(
+    received = ranks.run(
         prepare,
-        [(index, model, source, destination) for index in range(count)],
+        [(index, model, source, destination) for index in range(transfer.num_endpoints)],
         timeout_seconds=TIMEOUT,
     )
-    total = sum(received for received, _ in prepared)
+    measure(
+        ranks,
+        transfer,
+        f"{pair[0]} → {pair[1]}, {sum(received) / 1e6:.0f} MB",
+        sum(received),
+        repeats,
+        reference,
+        reference_name,
+    )
+
+
+def measure(
+    ranks: RankProcesses,
+    transfer: TransferSession,
+    name: str,
+    total: int,
+    repeats: int,
+    reference: Callable[[int], float],
+    reference_name: str,
+) -> None:
+    """What was prepared, without and with digests, beside the reference of as many bytes."""
+    count = transfer.num_endpoints
 
     def once(digests: bool) -> float:
         reports = ranks.run(
@@ -237,7 +348,7 @@ def bench_pair(
             [(transfer, index, digests) for index in range(count)],
             timeout_seconds=TIMEOUT,
         )
-        return max(r.seconds + r.digest_seconds for r in reports)
+        return max(r.seconds for r in reports)
 
     once(True)
     plain, digested, references = [], [], []
@@ -245,10 +356,45 @@ def bench_pair(
         references.append(reference(total))
         plain.append(once(False))
         digested.append(once(True))
-    name = f"{pair[0]} → {pair[1]}, {total / 1e6:.0f} MB"
     rate = median_rate(total, references)
     report(name, median_rate(total, plain), reference_name, rate)
     report(f"{name}, with digests", median_rate(total, digested), reference_name, rate)
+
+
+def bench_cuda(model: ModelArchitecture, repeats: int) -> None:
+    print(f"{torch.cuda.get_device_name(0)}, bfloat16")
+    for how, count, pair in CUDA_PAIRS:
+        ranks = RankProcesses(count)
+        ports = ranks.run(
+            open_shard,
+            [(f"shard-{index}", None, True) for index in range(count)],
+            timeout_seconds=TIMEOUT,
+        )
+        source, destination = parse(pair[0], 0), parse(pair[1], 0)
+        received = ranks.run(
+            prepare_on_gpu,
+            [(index, model, source, destination, count) for index in range(count)],
+            timeout_seconds=TIMEOUT,
+        )
+
+        def reference(total: int, ranks: RankProcesses = ranks) -> float:
+            return float(ranks.run(copy_on_gpu, [(total,)], timeout_seconds=TIMEOUT)[0])
+
+        measure(
+            ranks,
+            session(ports, f"cuda-{count}", "bfloat16"),
+            f"{pair[0]} → {pair[1]}, {how}, {sum(received) / 1e9:.1f} GB",
+            sum(received),
+            repeats,
+            reference,
+            "copy on the device",
+        )
+        if count == 1:
+            alone = [ranks.run(digest_on_gpu, [()], timeout_seconds=TIMEOUT)[0] for _ in range(3)]
+            rate = median_rate(alone[0][0], [seconds for _, seconds in alone])
+            print(f"digests of one side alone: {rate:.0f} GB/s")
+        ranks.run(close_shard, [()] * count, timeout_seconds=TIMEOUT)
+        ranks.close()
 
 
 def bench_gloo(model: ModelArchitecture, repeats: int) -> None:
@@ -306,7 +452,7 @@ def bench_swap(model: ModelArchitecture, repeats: int) -> None:
                 timeout_seconds=TIMEOUT,
             )
             theirs.append(max(seconds for seconds, _ in swapped))
-            ours.append(max(r.seconds + r.digest_seconds for r in moved))
+            ours.append(max(r.seconds for r in moved))
         our_bytes = sum(r.received_bytes for r in moved)
         their_bytes = sum(received for _, received in swapped)
         # The first of each makes plans and connections.
@@ -323,19 +469,26 @@ def bench_swap(model: ModelArchitecture, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--megabytes", type=int, help="of the model: 256, or 16000 on a GPU")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--only", choices=("gloo", "shared_memory", "swap"), help="one part of the table"
     )
     options = parser.parse_args()
-    model = architecture(options.megabytes)
+    if options.device == "cuda":
+        model = cuda_architecture(options.megabytes or 16000)
+    else:
+        model = architecture(options.megabytes or 256)
     load = os.getloadavg()[0]
     print(
         f"{datetime.now(UTC):%Y-%m-%d} {platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}; "
         f"llama of {model.num_layers} layers"
     )
+    if options.device == "cuda":
+        bench_cuda(model, options.repeats)
+        return
     parts = {"gloo": bench_gloo, "shared_memory": bench_shared_memory, "swap": bench_swap}
     for name, bench in parts.items():
         if options.only in (None, name):

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from realloc.client.doctor.arguments import add_arguments as add_doctor_arguments
 from realloc.client.layout_arguments import add_arguments as add_layout_arguments
 from realloc.client.plan_arguments import add_arguments as add_plan_arguments
 from realloc.client.security_arguments import add_certs, add_tokens
@@ -39,6 +40,15 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
                 raise
             raise InvalidInput.at("plan", "needs numba: pip install 'realloc[plan]'") from error
         return plan
+    if name == "doctor":
+        try:
+            from realloc.client.doctor.command import doctor
+        except ModuleNotFoundError as error:
+            if error.name != "aetcd":
+                raise
+            needs = "needs aetcd: pip install 'realloc[services]'"
+            raise InvalidInput.at("doctor", needs) from error
+        return doctor
     if name in ("show_layout", "diff_layouts"):
         from realloc.client import layout_command
 
@@ -109,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         _verb(layout_verbs, "diff", "diff_layouts", "what moves from one layout to another"),
     )
 
+    add_doctor_arguments(_verb(verbs, "doctor", "doctor", "check a deployment, say what to do"))
     certs = verbs.add_parser("certs", help="certificates of a first cluster")
     add_certs(certs.add_subparsers(required=True, metavar="verb"), _verb)
     tokens = verbs.add_parser("tokens", help="who may use the cluster")

@@ -10,24 +10,22 @@
 Blocking; every call has a deadline and raises the classes of `realloc.core.errors`.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from realloc.api.scheduler.v1 import experiment_pb2, scheduler_pb2_grpc
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
 from realloc.client.access import security_towards
+from realloc.client.endpoints_file import ENDPOINTS_FILE, read_endpoints
 from realloc.core.errors import InvalidInput, JobFailed
 from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
 from realloc.rpc.channel import connect_sync
 from realloc.wire.convert import from_proto, to_proto
 
-_ENDPOINTS_FILE = Path("run/endpoints.json")
 _WATCH_SECONDS = 7 * 24 * 3600.0
 
 
@@ -178,12 +176,10 @@ def default_address() -> str:
     """
     if address := os.environ.get("REALLOC_ADDRESS", ""):
         return address
-    try:
-        endpoints = json.loads(_ENDPOINTS_FILE.read_text())
-        return str(endpoints["scheduler"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput.at(
-            "REALLOC_ADDRESS",
-            f"is not set and {_ENDPOINTS_FILE} names no scheduler; start a cluster with "
-            "`make run`, or set it to host:port",
-        ) from error
+    if address := read_endpoints().get("scheduler", ""):
+        return address
+    raise InvalidInput.at(
+        "REALLOC_ADDRESS",
+        f"is not set and {ENDPOINTS_FILE} names no scheduler; start a cluster with "
+        "`make run`, or set it to host:port",
+    )

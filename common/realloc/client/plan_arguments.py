@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="nodes x kind : devices per node, such as 16xH100:8@3200, or 8xH100:8+4xA100-80:8",
     )
+    parser.add_argument(
+        "--profile", type=Path, help="what tools/profile_hardware.py measured, instead of a preset"
+    )
+    parser.add_argument(
+        "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="time of the search")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--searcher", default="default", choices=SEARCHERS)

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realloc.client.experiment_file import load_experiment, parse_pin
-from realloc.client.plan_inputs import architectures_of, parse_cluster, prompt_length
+from realloc.client.plan_inputs import (
+    architectures_of,
+    parse_cluster,
+    prompt_length,
+    with_links,
+    with_profile,
+)
 from realloc.core.errors import InvalidInput, raise_problems
 from realloc.core.experiment import CallPin, Experiment
 from realloc.core.settings import GenerationPlacement, PlacementSettings
@@ -69,6 +75,10 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
     experiment = load_experiment(path)
     raise_problems(experiment.problems())
     planned = parse_cluster(arguments.cluster)
+    if arguments.profile is not None:
+        planned = with_profile(planned, arguments.profile)
+    if arguments.links is not None:
+        planned = with_links(planned, arguments.links)
     graph = build_graph(experiment)
     prompts = prompt_length(experiment, arguments.prompt_tokens)
     if not 0 < arguments.seconds <= 3600:

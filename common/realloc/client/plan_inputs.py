@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from realloc.core.errors import InvalidInput, Problem, raise_problems
@@ -10,6 +10,9 @@ from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
 from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
+from realloc.cost.measured_links import LinkTable, with_measured_links
+from realloc.cost.profile_file import read_profile
+from realloc.cost.profile_fit import fit_profile
 from realloc.dataflow.graph import DataflowGraph, GraphModel
 
 _CLUSTER = re.compile(r"(\d+)x([A-Za-z0-9-]+)(?::(\d+))?(?:@([\d.]+))?")
@@ -76,6 +79,44 @@ def _parse_nodes(text: str) -> tuple[int, Hardware]:
         )
     hardware = hardware.with_node_size(per_node)
     return int(nodes), hardware.with_network(float(network)) if network else hardware
+
+
+def with_links(planned: PlannedCluster, path: Path) -> PlannedCluster:
+    """The same cluster with the links that ``realloc doctor --links`` measured.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds something else.
+    """
+    try:
+        table = LinkTable.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise InvalidInput.at("--links", f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput.at("--links", f"{path} is not JSON: {error}") from error
+    return replace(
+        planned,
+        hardware=with_measured_links(planned.hardware, table),
+        node_hardware=tuple(with_measured_links(kind, table) for kind in planned.node_hardware),
+    )
+
+
+def with_profile(planned: PlannedCluster, path: Path) -> PlannedCluster:
+    """The same cluster of devices that were profiled (``tools/profile_hardware.py``).
+
+    Raises:
+        InvalidInput: the file cannot be read or is no profile; or nodes differ, of which one
+            profile says nothing.
+    """
+    if planned.node_hardware:
+        raise InvalidInput.at("--profile", "is of one kind of device and the nodes differ")
+    measured = fit_profile(read_profile(path)).hardware
+    cluster = replace(planned.cluster, device_memory_bytes=measured.memory_bytes)
+    hardware = replace(
+        measured,
+        network=planned.hardware.network,
+        devices_per_node=planned.cluster.devices_per_node,
+    )
+    return replace(planned, cluster=cluster, hardware=hardware)
 
 
 def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:

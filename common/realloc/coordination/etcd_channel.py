@@ -11,7 +11,7 @@ import grpc.aio
 from aetcd import rpc
 
 from realloc.core.errors import InvalidInput
-from realloc.security.tls import ChannelSecurity
+from realloc.security.tls import ChannelSecurity, TlsFiles
 
 _SERVICE_CONFIG = {
     # One member at a time, each client another first: load is spread, order is kept.
@@ -79,21 +79,37 @@ class EtcdConnections:
         self._security = security
         self._retire_seconds = retire_seconds
         self._retiring: set[asyncio.Task[None]] = set()
-        self.present = self._open()
+        self._files = self._read()
+        self._present = self._open()
+
+    @property
+    def present(self) -> EtcdConnection:
+        """The connection for calls that begin now; a new one where the certificates are new."""
+        files = self._read()
+        if files is not self._files:
+            self._files = files
+            self._exchange()
+        return self._present
 
     def starved(self, connection: EtcdConnection, seconds: float) -> None:
         """A call on ``connection`` got no answer within so many seconds."""
-        if connection is self.present and seconds >= HUNG_SECONDS and len(self.endpoints) > 1:
-            self.present = self._open()
-            task = asyncio.create_task(connection.channel.close(self._retire_seconds))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        if connection is self._present and seconds >= HUNG_SECONDS and len(self.endpoints) > 1:
+            self._exchange()
 
     async def close(self) -> None:
         """Cancel every call."""
         for task in self._retiring:
             task.cancel()
-        await self.present.channel.close()
+        await self._present.channel.close()
+
+    def _exchange(self) -> None:
+        task = asyncio.create_task(self._present.channel.close(self._retire_seconds))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        self._present = self._open()
+
+    def _read(self) -> TlsFiles | None:
+        return None if self._security is None else self._security.files()
 
     def _open(self) -> EtcdConnection:
         return EtcdConnection(open_channel(self.endpoints, self._security))

@@ -21,6 +21,9 @@ from realloc.core.errors import (
 
 MEMBERS_PREFIX = "/realloc/members/"
 
+_KEYS_AT_ONCE = 100
+"""etcd takes 128 operations per transaction by default."""
+
 PAUSE_SECONDS = 0.2
 """Pause before a member registers again, after the store could not be reached."""
 
@@ -187,3 +190,16 @@ class Registration:
             mod_revision=revision,
             lease_id=self._lease.id,
         )
+
+
+async def forget_members(store: Store) -> None:
+    """Drop all registrations, such as those of a run whose leases have not ended yet.
+
+    A process that lives registers anew at once.
+
+    Raises:
+        Unavailable: the store was not reached.
+    """
+    keys = [entry.key for entry in await store.list(MEMBERS_PREFIX)]
+    for first in range(0, len(keys), _KEYS_AT_ONCE):
+        await store.transact(delete=keys[first : first + _KEYS_AT_ONCE])

@@ -1,6 +1,7 @@
 """Devices, nodes and device meshes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from realloc.core.errors import InvalidInput
 
@@ -76,3 +77,25 @@ class Cluster:
                     )
                 )
         return tuple(found)
+
+
+def to_labels(cluster: Cluster) -> dict[str, str]:
+    """A cluster as the labels under which its scheduler registers."""
+    return {f"cluster/{field.name}": str(getattr(cluster, field.name)) for field in fields(cluster)}
+
+
+def from_labels(labels: Mapping[str, str]) -> Cluster:
+    """The opposite of `to_labels`.
+
+    Raises:
+        InvalidInput: a label is missing or no number.
+    """
+    try:
+        return Cluster(
+            num_nodes=int(labels["cluster/num_nodes"]),
+            devices_per_node=int(labels["cluster/devices_per_node"]),
+            device_kind=labels["cluster/device_kind"],
+            device_memory_bytes=int(labels["cluster/device_memory_bytes"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise InvalidInput.at("labels", f"do not describe a cluster: {error}") from None

@@ -34,9 +34,11 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
 from realloc.addresses import join
+from realloc.api.diagnostics.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from realloc.config import ServiceConfig
 from realloc.core.errors import ReallocError, Unavailable
 from realloc.rpc.calls import MAX_MESSAGE_BYTES
+from realloc.rpc.diagnostics import DiagnosticsServicer, ShardFacts, no_shard
 from realloc.rpc.interception import Around
 from realloc.rpc.server_access import checked_access
 from realloc.rpc.server_errors import translated_errors
@@ -78,6 +80,8 @@ class App:
     """Entered with the address; others find the service while it is open."""
     draining: Callable[[], Awaitable[None]] | None = None
     """Called when the service is no longer registered: end streams that would never end."""
+    facts: Callable[[], ShardFacts] = no_shard
+    """What a shard tells `realloc doctor` about its device."""
     tokens: TokenFile | None = None
     """Of the people who call this service; without any its callers are processes, which show
     their certificates. Where TLS is off nobody is asked."""
@@ -134,7 +138,7 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
-    servicer = _add_services(server, app)
+    servicer = _add_services(server, app, config.instance)
     await _set_health(servicer, app, health_pb2.HealthCheckResponse.NOT_SERVING)
     port = _listen(server, join(config.host, config.port), _credentials(config, app))
     address = join(config.reachable_host, port)
@@ -158,12 +162,20 @@ async def running(app: App, config: ServiceConfig, tracer: Any = None) -> AsyncI
         await probed.stop(None)
 
 
-def _add_services(server: grpc.aio.Server, app: App) -> health.aio.HealthServicer:
+def _add_services(server: grpc.aio.Server, app: App, instance: str) -> health.aio.HealthServicer:
+    diagnostics_pb2_grpc.add_DiagnosticsServiceServicer_to_server(
+        DiagnosticsServicer(instance, app.facts), server
+    )
     for add, servicer in app.servicers:
         add(servicer, server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (*app.service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    diagnostics = diagnostics_pb2.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name
+    names = (
+        *app.service_names,
+        diagnostics,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    )
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
     return health_servicer
 

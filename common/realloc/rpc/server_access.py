@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from realloc.core.errors import PermissionDenied, Unauthenticated
+import structlog
+
+from realloc.core.errors import PermissionDenied, ReallocError, Unauthenticated
 from realloc.rpc.interception import AroundCall
 from realloc.security.roles import Caller, Role, may_call
 from realloc.security.tokens import TokenFile
+
+log = structlog.get_logger(__name__)
 
 _OPEN = "grpc.health."
 _BEARER = "bearer "
@@ -25,15 +29,22 @@ def checked_access(tokens: TokenFile | None) -> AroundCall:
 
     @asynccontextmanager
     async def around(method: str, context: Any) -> AsyncIterator[None]:
-        if not method.startswith(_OPEN):
-            caller = _by_certificate(context) if tokens is None else _by_token(tokens, context)
-            if not may_call(caller.role, method):
-                raise PermissionDenied(
-                    f"{caller.name} is a {caller.role} here and may not call {method}"
-                )
+        try:
+            _check(method, tokens, context)
+        except ReallocError as error:
+            log.info("call refused", method=method, peer=context.peer(), reason=str(error))
+            raise
         yield
 
     return around
+
+
+def _check(method: str, tokens: TokenFile | None, context: Any) -> None:
+    if method.startswith(_OPEN):
+        return
+    caller = _by_certificate(context) if tokens is None else _by_token(tokens, context)
+    if not may_call(caller.role, method):
+        raise PermissionDenied(f"{caller.name} is a {caller.role} here and may not call {method}")
 
 
 def _by_token(tokens: TokenFile, context: Any) -> Caller:

@@ -9,7 +9,7 @@ from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.core.batch import Batch, BatchReference, RaggedArray
 from realloc.rpc.channel import connect_sync
 from realloc.rpc.sync_channel import SyncChannel
-from realloc.security.tls import ChannelSecurity
+from realloc.security.tls import ChannelSecurity, TlsFiles
 from realloc.shard.batches import BatchStore
 from realloc.wire.ragged import read_batch
 
@@ -39,7 +39,7 @@ class BatchReader:
         self._security = security
         self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
-        self._channels: dict[str, SyncChannel] = {}
+        self._channels: dict[tuple[str, TlsFiles | None], SyncChannel] = {}
 
     def read(self, groups: Sequence[FieldGroup]) -> Batch:
         """All fields of all groups, one row per referenced row.
@@ -78,12 +78,17 @@ class BatchReader:
     def _pull(self, address: str, key: str, fields: Sequence[str], rows: Sequence[int]) -> Batch:
         if address == self._batches.address:
             return self._batches.get(key, fields, rows)
-        if address not in self._channels:
-            self._channels[address] = connect_sync(address, security=self._security)
-        stub = shard_pb2_grpc.BatchServiceStub(self._channels[address])
+        stub = shard_pb2_grpc.BatchServiceStub(self._channel(address))
         request = shard_pb2.FetchBatchRequest(key=key, fields=fields, rows=rows)
         responses = stub.FetchBatch(request, timeout=self._timeout_seconds)
         return read_batch(responses, max_bytes=self._max_bytes)
+
+    def _channel(self, address: str) -> SyncChannel:
+        """The channel to a peer; another one once this process has new certificates."""
+        files = None if self._security is None else self._security.files()
+        if (address, files) not in self._channels:
+            self._channels[address, files] = connect_sync(address, security=self._security)
+        return self._channels[address, files]
 
 
 def _empty(name: str) -> RaggedArray:

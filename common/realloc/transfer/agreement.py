@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,26 +10,38 @@ import torch
 from realloc.core.transfer import Int64
 from realloc.transfer.chunks import ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction, Memory, Pending
-from realloc.transfer.cuts import LEAST_RUN_BYTES, chunk_ends
+from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Stream
+
+RunsOf = Callable[[Direction, Stream], Int64]
+"""Runs of a stream, int64 [runs, 2], on this side: what could move as it is."""
 
 
 def agree_on_cuts(
-    chunks: ProgramChunks, communicator: Communicator, itemsize: int, deadline: float
+    chunks: ProgramChunks,
+    runs_of: RunsOf,
+    communicator: Communicator,
+    deadline: float,
 ) -> None:
     """Cut every stream alike on both sides, at the ends of the long runs of either.
 
-    Two short messages to and from each peer. Peers that lend memory are left out: there every
-    chunk is copied by both sides wherever it is cut.
+    One short message to and from each peer. Peers that lend memory are left out: where to cut
+    makes no difference there.
 
     Raises:
         Unavailable: a peer is gone or late, or has another program.
     """
-    least = max(1, LEAST_RUN_BYTES // itemsize)
     peers = [peer for peer in chunks.peers() if communicator.memory(peer) is Memory.ANY]
-    streams = {peer: _streams(chunks, peer) for peer in peers}
-    mine = {peer: [stream.run_ends(least) for stream in streams[peer]] for peer in peers}
-    lengths = {peer: np.array([len(ends) for ends in mine[peer]], np.int64) for peer in peers}
+    streams = {
+        peer: [
+            (direction, stream)
+            for direction in (Direction.SEND, Direction.RECEIVE)
+            for stream in chunks.streams(direction, peer)
+        ]
+        for peer in peers
+    }
+    mine = {peer: [runs_of(*item).reshape(-1) for item in streams[peer]] for peer in peers}
+    lengths = {peer: np.array([len(runs) for runs in mine[peer]], np.int64) for peer in peers}
     empty = {peer: np.empty(len(streams[peer]), np.int64) for peer in peers}
     their_lengths = _exchange(communicator, lengths, empty, deadline)
     theirs = _exchange(
@@ -41,16 +53,11 @@ def agree_on_cuts(
     for peer in peers:
         parts = np.split(theirs[peer], np.cumsum(their_lengths[peer])[:-1])
         # What I send they receive: their list has the two directions the other way round.
-        num_sends = len(chunks.streams(Direction.SEND, peer))
-        num_receives = len(streams[peer]) - num_sends
+        num_receives = len(chunks.streams(Direction.RECEIVE, peer))
         parts = parts[num_receives:] + parts[:num_receives]
-        for stream, own, other in zip(streams[peer], mine[peer], parts, strict=True):
-            wanted = np.union1d(own, other)
-            chunks.cut(stream, chunk_ends(stream.num_elements, wanted, chunks.chunk_elements))
-
-
-def _streams(chunks: ProgramChunks, peer: int) -> list[Stream]:
-    return chunks.streams(Direction.SEND, peer) + chunks.streams(Direction.RECEIVE, peer)
+        for (_, stream), here, there in zip(streams[peer], mine[peer], parts, strict=True):
+            both = here.reshape(-1, 2), there.reshape(-1, 2)
+            chunks.cut(stream, chunk_ends(stream.num_elements, both, chunks.chunk_elements))
 
 
 def _exchange(
@@ -84,6 +91,7 @@ def _exchange(
                 in_flight.append(communicator.receive(buffer, peer=peer, round=0))
     while in_flight:
         finish()
+    communicator.settle()
     return {
         peer: received[peer].cpu().numpy() if peer in received else incoming[peer]
         for peer in incoming

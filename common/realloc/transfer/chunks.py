@@ -1,13 +1,11 @@
 """Chunks: the operations of a program, in the one order that all endpoints share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
 
-import numpy as np
-
 from realloc.core.transfer import Int64, TransferProgram
-from realloc.transfer.communicator import Direction
+from realloc.transfer.communicator import Communicator, Direction, Memory
 from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, Stream, streams_of
 
@@ -36,6 +34,15 @@ class Chunk:
     def round(self) -> int:
         return self.stream.round
 
+    @property
+    def num_elements(self) -> int:
+        return self.last - self.first
+
+    def cut(self, most: int) -> "Iterator[Chunk]":
+        """The chunk in parts of at most `most` elements."""
+        for first in range(self.first, self.last, most):
+            yield replace(self, first=first, last=min(first + most, self.last))
+
     def order(self, endpoint: int) -> tuple[int, int, int, int]:
         """Its place in the order that all endpoints share."""
         pair = (endpoint, self.peer)
@@ -47,16 +54,43 @@ class Chunk:
 class LocalCopy:
     """A part of a message to oneself."""
 
-    round: int
-    sent: tuple[Piece, ...]
-    received: tuple[Piece, ...]
+    sent: Chunk
+    received: Chunk
+
+    def order(self, endpoint: int) -> tuple[int, int, int, int]:
+        return self.sent.order(endpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What an endpoint does at once, of one round."""
+
+    chunks: list[Chunk]
+    """From and to others."""
+    copies: list[LocalCopy]
+    """Within the process, while the chunks are on their way."""
 
 
 class ProgramChunks:
-    """A program cut into chunks of at most `chunk_elements`."""
+    """A program cut into chunks."""
 
-    def __init__(self, program: TransferProgram, chunk_elements: int) -> None:
+    def __init__(
+        self,
+        program: TransferProgram,
+        chunk_elements: int,
+        in_place_elements: int,
+        communicator: Communicator,
+    ) -> None:
+        """Cut nothing yet.
+
+        Args:
+            chunk_elements: most elements of a chunk that fits a staging buffer.
+            in_place_elements: most elements of one that needs none, within the process and
+                where the communicator has open memory.
+        """
         self.chunk_elements = chunk_elements
+        self._in_place_elements = in_place_elements
+        self._communicator = communicator
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
@@ -87,52 +121,67 @@ class ProgramChunks:
         both = {stream.peer for stream in (*self._sends, *self._receives)}
         return sorted(both - {self._endpoint})
 
-    def cut(self, stream: Stream, ends: Int64) -> None:
-        """Cut a stream as both sides agreed, instead of evenly."""
-        self._cuts[id(stream)] = ends
-
-    def batches(self, size: int) -> Iterator[list[Chunk]]:
-        """Chunks from and to others in the shared order, at most `size` of one round at once."""
-        for _, chunks in groupby(self._ordered(), key=lambda chunk: chunk.round):
-            while batch := list(islice(chunks, size)):
-                yield batch
-
-    def local_copies(self) -> Iterator[LocalCopy]:
-        """Messages to oneself, by round."""
-        sends = [stream for stream in self._sends if stream.peer == self._endpoint]
-        receives = [stream for stream in self._receives if stream.peer == self._endpoint]
-        for sent, received in zip(sends, receives, strict=True):
-            for first in range(0, sent.num_elements, self.chunk_elements):
-                last = min(first + self.chunk_elements, sent.num_elements)
-                yield LocalCopy(
-                    round=sent.round,
-                    sent=tuple(sent.pieces(first, last)),
-                    received=tuple(received.pieces(first, last)),
-                )
+    def local_streams(self) -> list[tuple[Stream, Stream]]:
+        """What is sent to oneself and received from oneself, by round."""
+        here = self._endpoint
+        sends, receives = self.streams(Direction.SEND, here), self.streams(Direction.RECEIVE, here)
+        return list(zip(sends, receives, strict=True))
 
     def local_matches(self) -> bool:
         """Whether the endpoint sends itself just what it receives from itself."""
         both = [
-            [(s.round, s.num_elements) for s in streams if s.peer == self._endpoint]
-            for streams in (self._sends, self._receives)
+            [(s.round, s.num_elements) for s in self.streams(direction, self._endpoint)]
+            for direction in Direction
         ]
         return both[0] == both[1]
 
-    def _ordered(self) -> list[Chunk]:
-        chunks = [
-            Chunk(stream=stream, number=number, first=first, last=last, direction=direction)
-            for direction, streams in (
-                (Direction.SEND, self._sends),
-                (Direction.RECEIVE, self._receives),
-            )
-            for stream in streams
-            if stream.peer != self._endpoint
-            for number, (first, last) in enumerate(pairwise(self._ends(stream)))
-        ]
-        return sorted(chunks, key=lambda chunk: chunk.order(self._endpoint))
+    def cut(self, stream: Stream, ends: Int64) -> None:
+        """Cut a stream as both sides agreed, instead of evenly."""
+        self._cuts[id(stream)] = ends
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All in the shared order, at most `size` chunks from and to others at once."""
+        everything: list[Chunk | LocalCopy] = [*self._remote_chunks(), *self._local_copies()]
+        everything.sort(key=lambda item: item.order(self._endpoint))
+        for _, items in groupby(everything, key=lambda item: item.order(self._endpoint)[0]):
+            while taken := list(islice(items, size)):
+                yield Batch(
+                    chunks=[item for item in taken if isinstance(item, Chunk)],
+                    copies=[item for item in taken if isinstance(item, LocalCopy)],
+                )
+
+    def _remote_chunks(self) -> Iterator[Chunk]:
+        for direction, streams in (
+            (Direction.SEND, self._sends),
+            (Direction.RECEIVE, self._receives),
+        ):
+            for stream in streams:
+                if stream.peer != self._endpoint:
+                    yield from _chunks(stream, direction, self._ends(stream))
+
+    def _local_copies(self) -> Iterator[LocalCopy]:
+        for sent, received in self.local_streams():
+            ends = self._ends(sent)
+            for pair in zip(
+                _chunks(sent, Direction.SEND, ends),
+                _chunks(received, Direction.RECEIVE, ends),
+                strict=True,
+            ):
+                yield LocalCopy(sent=pair[0], received=pair[1])
 
     def _ends(self, stream: Stream) -> list[int]:
         ends = self._cuts.get(id(stream))
         if ends is None:
-            ends = chunk_ends(stream.num_elements, np.empty(0, np.int64), self.chunk_elements)
+            ends = chunk_ends(stream.num_elements, (), self._most(stream.peer))
         return [0, *ends.tolist()]
+
+    def _most(self, peer: int) -> int:
+        here = peer == self._endpoint
+        if here or self._communicator.memory(peer) is Memory.OPEN:
+            return self._in_place_elements
+        return self.chunk_elements
+
+
+def _chunks(stream: Stream, direction: Direction, ends: list[int]) -> Iterator[Chunk]:
+    for number, (first, last) in enumerate(pairwise(ends)):
+        yield Chunk(stream=stream, number=number, first=first, last=last, direction=direction)

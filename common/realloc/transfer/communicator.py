@@ -13,6 +13,7 @@ Invariants that every backend keeps, and that `tests/contract/test_communicator.
   `close`: what its peers have received is unknown.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -35,6 +36,7 @@ class Memory(Enum):
 
     ANY = "moves any contiguous buffer as it is"
     LENT = "moves buffers of `allocate`; the receiver may read them in place with `borrow`"
+    OPEN = "as LENT; with `lend` the receiver may read any device memory of the sender in place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +76,34 @@ class Pending(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A strided rectangle of memory, in bytes."""
+
+    memory: torch.Tensor
+    """uint8, 1-D."""
+    start: int
+    rows: int
+    row_bytes: int
+    stride_bytes: int
+    """From one row to the next."""
+
+    def contiguous(self) -> torch.Tensor:
+        """The bytes of a region without gaps, uint8 [rows * row_bytes]."""
+        assert self.rows == 1 or self.row_bytes == self.stride_bytes, "the region has gaps"
+        return self.memory[self.start : self.start + self.rows * self.row_bytes]
+
+
 class Borrowed(Pending, Protocol):
-    """A receive that is read where the sender put it."""
+    """A receive that is read where the sender has it."""
 
     @property
-    def message(self) -> torch.Tensor | None:
-        """The bytes, uint8 [size_bytes], from the wait to the release."""
+    def message(self) -> tuple[Region, ...]:
+        """Where the bytes lie, in order, from the wait to the release."""
         ...
 
     def release(self) -> None:
-        """Give the memory back to its sender."""
+        """Give the memory back to its sender, at the latest in the next wait or `settle`."""
         ...
 
 
@@ -129,12 +149,29 @@ class Communicator(Protocol):
         """Start sending a contiguous buffer to another endpoint."""
         ...
 
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> Pending:
+        """Start sending device memory that the peer reads in place (`Memory.OPEN`).
+
+        Args:
+            views: [rows, cols] each, rows without gaps; one message in this order. No work on
+                the device is still writing there.
+        """
+        ...
+
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
         """Start receiving into a contiguous buffer from another endpoint."""
         ...
 
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> Borrowed:
-        """Start receiving a message that is read in the sender's memory (`Memory.LENT`)."""
+        """Start receiving a message that is read in the sender's memory (LENT, OPEN)."""
+        ...
+
+    def settle(self) -> None:
+        """Give back all that was released: a device may still have been reading it.
+
+        Raises:
+            Unavailable: the peer is gone.
+        """
         ...
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Endpoints that reach some peers one way and the others another way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -70,6 +70,12 @@ class CompositeCommunicator:
             buffer, peer=peer, round=round
         )
 
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> Pending:
+        size_bytes = sum(view.nbytes for view in views)
+        return self._route(Direction.SEND, peer, round, size_bytes).lend(
+            views, peer=peer, round=round
+        )
+
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Pending:
         return self._route(Direction.RECEIVE, peer, round, buffer.nbytes).receive(
             buffer, peer=peer, round=round
@@ -96,6 +102,10 @@ class CompositeCommunicator:
                 "no way leads to the peer: it is the second process of a device of another machine"
             )
         return route
+
+    def settle(self) -> None:
+        for route in self._distinct:
+            route.settle()
 
     def close(self) -> None:
         for route in self._distinct:

@@ -4,6 +4,8 @@ A chunk that is one run of memory moves without being packed. So a stream is cut
 runs begin and end, on either side: what both sides then have in one run is copied by neither.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from realloc.core.transfer import Int64
@@ -13,24 +15,25 @@ LEAST_RUN_BYTES = 256 << 10
 copying some 100 KiB."""
 
 
-def chunk_ends(num_elements: int, wanted: Int64, chunk_elements: int) -> Int64:
+def chunk_ends(num_elements: int, runs: Sequence[Int64], chunk_elements: int) -> Int64:
     """The end of each chunk of a stream.
 
     Args:
         num_elements: length of the stream.
-        wanted: ascending places where a cut is useful.
+        runs: [runs, 2] begin and end of runs at which a cut is useful, of either side.
         chunk_elements: most elements of a chunk.
 
     Returns:
-        int64, ascending, the last one `num_elements`. Every wanted place is among them.
+        int64, ascending, the last one `num_elements`. Every end of a run is among them.
     """
-    stops = np.unique(np.concatenate((wanted, [num_elements]))).astype(np.int64)
+    ends = [*(run.reshape(-1) for run in runs), np.array([num_elements], np.int64)]
+    stops = np.unique(np.concatenate(ends))
     stops = stops[(stops > 0) & (stops <= num_elements)]
     starts = np.concatenate((np.zeros(1, np.int64), stops[:-1]))
     counts = -(-(stops - starts) // chunk_elements)
     first_chunk = np.concatenate(([0], np.cumsum(counts)[:-1]))
     number = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(first_chunk, counts) + 1
-    ends: Int64 = np.minimum(
+    cut: Int64 = np.minimum(
         np.repeat(starts, counts) + number * chunk_elements, np.repeat(stops, counts)
     )
-    return ends
+    return cut

@@ -4,13 +4,14 @@ Blocking; one thread uses it: the engine's thread in a trainer, the worker's in 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
+from realloc.transfer.arrivals import Arrival
 from realloc.transfer.communicator import Communicator
 from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
@@ -122,6 +123,7 @@ class TransferEndpoint:
         destination: Mapping[str, torch.Tensor],
         *,
         digests: bool = True,
+        arrived: Callable[[Arrival], None] | None = None,
     ) -> TransferReport:
         """Connect where needed and execute a program; see `executor.execute`.
 
@@ -141,6 +143,7 @@ class TransferEndpoint:
                 dtype=session.dtype,
                 timeout_seconds=session.timeout_seconds,
                 digests=digests,
+                arrived=arrived,
             )
         except BaseException:
             self.drop(session.group_id)

@@ -5,6 +5,7 @@ The group is constructed directly over a store, so it neither needs nor touches
 generation process.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -132,8 +133,14 @@ class GlooCommunicator:
             raise operation.failed(first_line(error)) from error
         return GlooPending(operation=operation, work=work, buffer=buffer)
 
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("gloo lends no memory")
+
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("gloo lends no memory")
+
+    def settle(self) -> None:
+        """Nothing is lent."""
 
     def close(self) -> None:
         if self._group is not None:

@@ -21,22 +21,37 @@ from torch.distributed.distributed_c10d import Store
 
 from realloc.core.errors import Unavailable
 
-_HEADER = struct.Struct("<cQQQH")
-"""Kind, sequence number or segment, offset, size, bytes of the description that follow."""
+_HEADER = struct.Struct("<cQI")
+"""Kind, number of a message that is returned, bytes that follow: the parts of an offer."""
+_PART = struct.Struct("<QQQQQHB")
+"""Segment, offset, rows, row bytes, stride bytes; bytes of the description that follows, and
+whether a file descriptor comes with it."""
 _HELLO = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """The next message of a peer: where it lies in the peer's segments."""
+class OfferedPart:
+    """A strided rectangle of a message: where it lies in a segment of the peer."""
 
     segment: int
     offset: int
-    size_bytes: int
-    description: bytes
-    """What opens the segment; empty from the second offer of a segment on."""
-    descriptor: int | None
+    """Byte of the segment where it begins."""
+    rows: int
+    row_bytes: int
+    stride_bytes: int
+    """From one row to the next."""
+    description: bytes = b""
+    """What opens the segment; empty once the peer has opened it."""
+    descriptor: int | None = None
     """File that holds the segment, with the description; the receiver closes it."""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+Offer = tuple[OfferedPart, ...]
+"""The next message of a peer, its parts in order."""
 
 
 class LinkClosed(Exception):
@@ -53,18 +68,30 @@ class Link:
         self._descriptors: deque[int] = deque()
         self._offers: deque[Offer] = deque()
         self._returned: set[int] = set()
+        self._outgoing: deque[tuple[bytes, Sequence[int]]] = deque()
 
     def offer(self, offer: Offer) -> None:
         """Tell the peer where my next message lies."""
-        header = _HEADER.pack(
-            b"O", offer.segment, offer.offset, offer.size_bytes, len(offer.description)
-        )
-        files = [] if offer.descriptor is None else [offer.descriptor]
-        self._send(header + offer.description, files)
+        parts = [
+            _PART.pack(
+                part.segment,
+                part.offset,
+                part.rows,
+                part.row_bytes,
+                part.stride_bytes,
+                len(part.description),
+                part.descriptor is not None,
+            )
+            + part.description
+            for part in offer
+        ]
+        body = b"".join(parts)
+        files = [part.descriptor for part in offer if part.descriptor is not None]
+        self._send(_HEADER.pack(b"O", 0, len(body)) + body, files)
 
     def give_back(self, number: int) -> None:
         """Tell the peer that I have read its message of this number."""
-        self._send(_HEADER.pack(b"R", number, 0, 0, 0), [])
+        self._send(_HEADER.pack(b"R", number, 0), [])
 
     def next_offer(self, deadline: float) -> Offer | None:
         """The peer's next message; None when the deadline has passed."""
@@ -87,21 +114,33 @@ class Link:
             os.close(self._descriptors.popleft())
 
     def _send(self, message: bytes, files: Sequence[int]) -> None:
-        # Few and short messages are under way (`max_operations`), so the socket takes them
-        # at once: a full one means a peer that reads nothing.
-        try:
-            sent = socket.send_fds(self._socket, [message], files)
-        except OSError as error:
-            raise LinkClosed(str(error)) from error
-        if sent != len(message):
-            raise LinkClosed("the peer reads nothing")
+        # What the socket does not take at once goes out while this end waits for the other.
+        self._outgoing.append((message, files))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            message, files = self._outgoing[0]
+            try:
+                sent = socket.send_fds(self._socket, [message], files)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise LinkClosed(str(error)) from error
+            self._outgoing.popleft()
+            if sent < len(message):
+                self._outgoing.appendleft((message[sent:], []))
 
     def _read(self, deadline: float) -> bool:
         """Take in what has arrived; wait until the deadline for something to arrive."""
         left = max(deadline - time.monotonic(), 0.0)
+        waiting = [self._socket] if self._outgoing else []
         try:
-            if not select.select([self._socket], [], [], left)[0]:
-                return False
+            readable, writable, _ = select.select([self._socket], waiting, [], left)
+            if writable:
+                self._flush()
+            if not readable:
+                return bool(writable)
             data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
         except (OSError, ValueError) as error:
             raise LinkClosed(str(error)) from error
@@ -117,25 +156,36 @@ class Link:
         """Take one whole message off the bytes that arrived."""
         if len(self._bytes) < _HEADER.size:
             return False
-        kind, number, offset, size, extra = _HEADER.unpack_from(self._bytes)
-        if len(self._bytes) < _HEADER.size + extra:
+        kind, number, size = _HEADER.unpack_from(self._bytes)
+        end = _HEADER.size + size
+        if len(self._bytes) < end:
             return False
-        description = bytes(self._bytes[_HEADER.size : _HEADER.size + extra])
-        del self._bytes[: _HEADER.size + extra]
+        body = bytes(self._bytes[_HEADER.size : end])
+        del self._bytes[:end]
         if kind == b"R":
             self._returned.add(number)
-            return True
-        described = bool(description) and bool(self._descriptors)
-        self._offers.append(
-            Offer(
-                segment=number,
-                offset=offset,
-                size_bytes=size,
-                description=description,
-                descriptor=self._descriptors.popleft() if described else None,
-            )
-        )
+        else:
+            self._offers.append(self._parts(body))
         return True
+
+    def _parts(self, body: bytes) -> Offer:
+        parts, at = [], 0
+        while at < len(body):
+            segment, offset, rows, row_bytes, stride, extra, has_file = _PART.unpack_from(body, at)
+            at += _PART.size
+            parts.append(
+                OfferedPart(
+                    segment=segment,
+                    offset=offset,
+                    rows=rows,
+                    row_bytes=row_bytes,
+                    stride_bytes=stride,
+                    description=body[at : at + extra],
+                    descriptor=self._descriptors.popleft() if has_file else None,
+                )
+            )
+            at += extra
+        return tuple(parts)
 
 
 def connect_links(

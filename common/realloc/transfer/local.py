@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -146,8 +147,14 @@ class LocalCommunicator:
         self._world.post(pending)
         return pending
 
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("threads lend no memory")
+
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("threads lend no memory")
+
+    def settle(self) -> None:
+        """Nothing is lent."""
 
     def close(self) -> None:
         self._world.leave(self._endpoint)

@@ -11,7 +11,7 @@ Rules that NCCL sets and this file keeps:
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,8 +149,14 @@ class NcclCommunicator:
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> NcclPending:
         return self._start(Direction.RECEIVE, buffer, peer, round)
 
+    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
+        raise NotImplementedError("NCCL lends no memory")
+
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
         raise NotImplementedError("NCCL lends no memory")
+
+    def settle(self) -> None:
+        """Nothing is lent."""
 
     def close(self) -> None:
         if self._group is not None:

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from realloc.core.errors import Problem, raise_problems
 from realloc.core.transfer import Blocks, Int64
+from realloc.transfer.matching import Strip
 from realloc.transfer.streams import Piece
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,24 +61,31 @@ class Parameters:
         """Whether every parameter in use has this element type."""
         return self._dtypes <= {dtype}
 
-    def view(self, piece: Piece) -> torch.Tensor:
-        """The piece in place, [rows, cols]."""
-        flat = self.flat[piece.tensor]
-        return flat.as_strided(
-            (piece.rows, piece.cols),
-            (piece.row_stride, 1),
-            flat.storage_offset() + piece.start,
+    def in_place(self, dtype: torch.dtype, device: torch.device) -> NDArray[np.bool_]:
+        """[tensors] whether each may move as it is: of this element type, on such a device."""
+        return np.array(
+            [flat.dtype == dtype and flat.device.type == device.type for flat in self.flat], bool
         )
+
+    def synchronize(self) -> None:
+        """Wait until a GPU has done all that was asked of it on the current stream."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def strip(self, piece: Piece) -> Strip:
+        """Where a piece lies."""
+        flat = self.flat[piece.tensor]
+        return Strip(flat, piece.start, piece.rows, piece.cols, piece.row_stride)
 
     def pack(self, pieces: Sequence[Piece], chunk: torch.Tensor) -> None:
         """Copy pieces into a chunk, cast to its element type."""
         for piece in pieces:
-            _part(chunk, piece).copy_(self.view(piece))
+            _part(chunk, piece).copy_(self.strip(piece).view())
 
     def unpack(self, pieces: Sequence[Piece], chunk: torch.Tensor) -> None:
         """Copy a chunk to where its pieces lie, cast to their element type."""
         for piece in pieces:
-            self.view(piece).copy_(_part(chunk, piece))
+            self.strip(piece).view().copy_(_part(chunk, piece))
 
     def direct(
         self, pieces: Sequence[Piece], dtype: torch.dtype, device: torch.device

@@ -10,6 +10,7 @@ import os
 import torch
 from torch.distributed.distributed_c10d import Store
 
+from realloc.transfer.communicator import Memory
 from realloc.transfer.lending import LendingCommunicator
 from realloc.transfer.links import connect_links
 
@@ -34,7 +35,11 @@ class SharedMemorySegments:
         assert descriptor is not None, "a segment came without its file"
         return _mapped(descriptor, int(description))
 
-    def finish_copies(self) -> None:
+    @property
+    def memory(self) -> Memory:
+        return Memory.LENT
+
+    def fence(self) -> None:
         """The CPU's copies are done when they return."""
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ from realloc.core.errors import InvalidInput
 DEFAULT_STAGING_BYTES = 256 << 20
 DEFAULT_CHUNK_BYTES = 4 << 20
 """Of a chunk in host memory. Measured alike from 1 to 8 MiB; larger ones leave the cache."""
-CUDA_CHUNK_BYTES = 8 << 20
+CUDA_CHUNK_BYTES = 32 << 20
 """Of a chunk in device memory: large beside the cost of launching its copy."""
 
 
@@ -53,6 +53,11 @@ class StagingBuffers:
     def allocated_bytes(self) -> int:
         """Bytes of the buffers made so far."""
         return self._num_buffers * self.chunk_bytes
+
+    @property
+    def num_free(self) -> int:
+        """Buffers that can be taken."""
+        return self.max_buffers - self._num_buffers + len(self._free)
 
     def take(self) -> torch.Tensor:
         """A free buffer, uint8 [chunk_bytes]; the caller never holds more than `max_buffers`."""

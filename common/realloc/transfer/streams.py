@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from realloc.core.transfer import Int32, Int64, Messages
 
@@ -47,47 +48,75 @@ class Stream:
     row_stride: Int64
     offset: Int64
     """[B + 1] element of the stream where each block begins, and the stream's length."""
+    message_block: Int64
+    """[M] the blocks of the program's messages, before adjacent ones were merged."""
+    message_offset: Int64
+    """[M + 1] element of the stream where each of these begins."""
 
     @property
     def num_elements(self) -> int:
         return int(self.offset[-1])
 
-    def run_ends(self, least: int) -> Int64:
-        """Where runs of at least this many elements begin and end, ascending."""
-        runs = np.flatnonzero((self.rows == 1) & (self.cols >= least))
-        return np.unique(np.concatenate((self.offset[runs], self.offset[runs + 1])))
+    def runs(self, least: int, of_tensors: NDArray[np.bool_]) -> Int64:
+        """Begin and end of the runs of at least this many elements, ascending: int64 [runs, 2].
+
+        Args:
+            of_tensors: [tensors] which tensors count.
+        """
+        long = np.flatnonzero((self.rows == 1) & (self.cols >= least) & of_tensors[self.tensor])
+        return np.stack((self.offset[long], self.offset[long + 1]), axis=1)
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
         """The blocks, and parts of blocks, that elements first … last − 1 consist of."""
-        begin = int(np.searchsorted(self.offset, first, side="right")) - 1
-        end = int(np.searchsorted(self.offset, last, side="left"))
-        for block in range(begin, end):
-            offset = int(self.offset[block])
-            yield from self._cut(
-                block,
-                max(first - offset, 0),
-                min(last, int(self.offset[block + 1])) - offset,
-                max(offset, first) - first,
+        for block, cut in cuts_between(self.offset, self.cols, first, last):
+            yield Piece(
+                tensor=int(self.tensor[block]),
+                start=int(self.start[block]) + cut.row * int(self.row_stride[block]) + cut.col,
+                rows=cut.rows,
+                cols=cut.cols,
+                row_stride=int(self.row_stride[block]),
+                offset=cut.offset,
             )
 
-    def _cut(self, block: int, first: int, last: int, offset: int) -> Iterator[Piece]:
-        """Elements first … last − 1 of a block, as at most three rectangles."""
-        cols, stride = int(self.cols[block]), int(self.row_stride[block])
-        while first < last:
-            row, col = divmod(first, cols)
-            whole_rows = (last - first) // cols if col == 0 else 0
-            width = cols if whole_rows else min(cols - col, last - first)
-            piece = Piece(
-                tensor=int(self.tensor[block]),
-                start=int(self.start[block]) + row * stride + col,
-                rows=max(whole_rows, 1),
-                cols=width,
-                row_stride=stride,
-                offset=offset,
-            )
-            yield piece
-            first += piece.num_elements
-            offset += piece.num_elements
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A rectangle of a block of a stream."""
+
+    row: int
+    col: int
+    """Of the block, where the rectangle begins."""
+    rows: int
+    cols: int
+    offset: int
+    """Element of the cut-out range where it begins."""
+
+
+def cuts_between(offset: Int64, cols: Int64, first: int, last: int) -> Iterator[tuple[int, Cut]]:
+    """What elements first … last − 1 are of blocks laid end to end: number of block, rectangle.
+
+    Args:
+        offset: [B + 1] element where each block begins, and the end of the last.
+        cols: [B] length of the rows of each block.
+    """
+    begin = int(np.searchsorted(offset, first, side="right")) - 1
+    end = int(np.searchsorted(offset, last, side="left"))
+    for block in range(begin, end):
+        at = int(offset[block])
+        until = min(last, int(offset[block + 1]))
+        for cut in _rectangles(int(cols[block]), max(first, at) - at, until - at, at - first):
+            yield block, cut
+
+
+def _rectangles(cols: int, first: int, last: int, shift: int) -> Iterator[Cut]:
+    """Elements first … last − 1 of a block of rows, as at most three rectangles."""
+    while first < last:
+        row, col = divmod(first, cols)
+        whole_rows = (last - first) // cols if col == 0 else 0
+        width = cols if whole_rows else min(cols - col, last - first)
+        rows = max(whole_rows, 1)
+        yield Cut(row, col, rows, width, first + shift)
+        first += rows * width
 
 
 def streams_of(messages: Messages) -> list[Stream]:
@@ -120,6 +149,7 @@ def _stream(messages: Messages, chosen: Int64, peer: int, round_: int) -> Stream
     blocks = messages.blocks
     tensor, start = blocks.tensor[chosen], blocks.start[chosen]
     rows, cols, stride = blocks.rows[chosen], blocks.cols[chosen], blocks.row_stride[chosen]
+    message_offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
     tensor, start, rows, cols, stride = coalesce(tensor, start, rows, cols, stride)
     offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
     return Stream(
@@ -131,6 +161,8 @@ def _stream(messages: Messages, chosen: Int64, peer: int, round_: int) -> Stream
         cols=cols,
         row_stride=stride,
         offset=offset,
+        message_block=chosen,
+        message_offset=message_offset,
     )
 
 

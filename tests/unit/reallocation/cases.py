@@ -130,6 +130,27 @@ def separate(case: Case) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np
     )
 
 
+def in_one_memory(
+    case: Case, ahead: int
+) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    """Give each device one memory; the destination begins ``ahead`` elements into it."""
+    memory: dict[int, np.ndarray] = {}
+    sides = []
+    for side, first in ((case.source, 0), (case.destination, ahead)):
+        buffers = []
+        for device, table in zip(side.devices, case.tables(side), strict=True):
+            flat = memory.setdefault(device, np.full(200_000, np.nan, dtype=np.float32))
+            arrays, at = {}, first
+            for parameter in table.parameters:
+                arrays[parameter.name] = flat[at : at + parameter.num_elements].reshape(
+                    parameter.shape
+                )
+                at += parameter.num_elements
+            buffers.append(arrays)
+        sides.append(buffers)
+    return sides[0], sides[1]
+
+
 def run(case: Case, allocate: Allocate = separate) -> TransferPlan:
     """Plan, execute, and compare every destination parameter with what it should be."""
     weights = case.weights()

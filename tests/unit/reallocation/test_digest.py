@@ -1,37 +1,50 @@
 """The digest: its exact definition, and what it notices."""
 
 import numpy as np
+import pytest
 
-from realloc.reallocation.digest import block_digests, element_bits, mix, tensor_digest
+from realloc.reallocation.digest import (
+    block_digests,
+    element_bits,
+    segment_factor,
+    segment_weights,
+    tensor_digest,
+)
 from realloc.reallocation.reference import execute
 from tests.unit.reallocation.cases import Case, architecture, empty, filled, layout
 
 
-def by_definition(bits: int, index: int) -> int:
-    """`mix` in Python's unbounded integers."""
+def by_definition(bits: list[int]) -> int:
+    """The digest in Python's unbounded integers."""
 
     def signed(value: int) -> int:
         return (value + 2**63) % 2**64 - 2**63
 
-    mixed = signed(bits ^ signed(index * -7046029254386353131))
-    mixed = signed((mixed ^ (mixed >> 32)) * -4658895280553007687)
-    return signed(mixed ^ (mixed >> 29))
+    def weight(place: int) -> int:  # MurmurHash3's fmix32
+        mixed = place + 1
+        mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
+        mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
+        return mixed ^ mixed >> 16
+
+    def factor(segment: int) -> int:
+        mixed = signed(segment * 0x9E3779B97F4A7C15)
+        mixed = signed((mixed ^ mixed >> 32) * 0xBF58476D1CE4E5B9)
+        return (mixed ^ mixed >> 29) | 1
+
+    return signed(sum(bit * weight(i % 1024) * factor(i // 1024) for i, bit in enumerate(bits)))
 
 
-def test_mix_is_its_definition():
-    """int64 arithmetic with wrap-around is what the text says."""
-    random = np.random.default_rng(0)
-    bits = random.integers(-(2**31), 2**31, 200)
-    index = random.integers(0, 2**40, 200)
-    expected = [by_definition(int(b), int(i)) for b, i in zip(bits, index, strict=True)]
-    assert mix(bits, index).tolist() == expected
+def test_the_digest_is_its_definition():
+    """int64 arithmetic with wrap-around is what the text says, over several segments."""
+    tensor = np.random.default_rng(0).standard_normal((3, 1100)).astype(np.float32)
+    assert tensor_digest(tensor) == by_definition(tensor.view(np.uint32).reshape(-1).tolist())
 
 
-def test_bits_are_sign_extended_patterns():
-    """float32 counts by its 32 bits and bfloat16 (16 bits) by its 16, sign copied."""
-    assert element_bits(np.array([1.0, -2.0], np.float32)).tolist() == [0x3F800000, -0x40000000]
+def test_bits_are_unsigned_patterns():
+    """float32 counts by its 32 bits and bfloat16 (16 bits) by its 16."""
+    assert element_bits(np.array([1.0, -2.0], np.float32)).tolist() == [0x3F800000, 0xC0000000]
     half = np.array([0x3F80, 0xC000], np.uint16)
-    assert element_bits(half).tolist() == [0x3F80, 0xC000 - 0x10000]
+    assert element_bits(half).tolist() == [0x3F80, 0xC000]
 
 
 def test_known_digests():
@@ -40,29 +53,79 @@ def test_known_digests():
     assert tensor_digest(np.zeros(0, np.float32)) == 0
 
 
-KNOWN = sum(
-    by_definition(bits, index)
-    for index, bits in enumerate([0, 0x3F800000, 0x40000000, 0x40400000, 0x40800000, 0x40A00000])
+KNOWN = by_definition([0, 0x3F800000, 0x40000000, 0x40400000, 0x40800000, 0x40A00000])
+
+
+def test_weights_differ_and_factors_are_odd():
+    """What makes single changes and swaps within a segment certain to be seen."""
+    weights = segment_weights()
+    assert len(np.unique(weights)) == 1024
+    assert weights.min() > 0
+    assert (segment_factor(np.arange(10_000)) & 1 == 1).all()
+
+
+def test_any_flipped_bit_is_seen():
+    """Each of the 32 bits of an element, wherever it lies."""
+    tensor = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
+    seen = {tensor_digest(tensor)}
+    places = (0, 1023, 1024, 4999)
+    for place in places:
+        for bit in range(32):
+            flipped = tensor.copy()
+            flipped.view(np.uint32)[place] ^= np.uint32(1 << bit)
+            seen.add(tensor_digest(flipped))
+    assert len(seen) == 1 + 32 * len(places)
+
+
+def _swapped(tensor, random):
+    first, second = random.choice(len(tensor), 2, replace=False)
+    tensor[[first, second]] = tensor[[second, first]]
+
+
+def _shifted(tensor, random):
+    first, shift = random.integers(0, 2000), random.integers(1, 1500)
+    tensor[first + shift :] = tensor[first:-shift].copy()
+
+
+def _stale(tensor, random):
+    first, length = random.integers(0, 3000), random.integers(1, 1000)
+    tensor[first : first + length] += np.float32(1e-6)
+
+
+def _slices_swapped(tensor, random):
+    first, second = random.choice(4, 2, replace=False) * 1024
+    one = tensor[first : first + 1024].copy()
+    tensor[first : first + 1024] = tensor[second : second + 1024]
+    tensor[second : second + 1024] = one
+
+
+def _signs_flipped(tensor, random):
+    chosen = random.choice(len(tensor), 4, replace=False)
+    tensor[chosen] = -tensor[chosen]
+
+
+def _zeroed(tensor, random):
+    first = random.integers(0, 4000)
+    tensor[first : first + 64] = 0
+
+
+@pytest.mark.parametrize(
+    "damage", [_swapped, _shifted, _stale, _slices_swapped, _signs_flipped, _zeroed]
 )
-KNOWN = (KNOWN + 2**63) % 2**64 - 2**63
-
-
-def test_swapped_and_changed_elements_are_seen():
-    """Any swap of two elements and any flipped bit changes the digest."""
-    tensor = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
-    digest = tensor_digest(tensor)
-    seen = {digest}
-    for first in range(0, 64, 7):
-        for second in range(first + 1, 64, 5):
-            swapped = tensor.reshape(-1).copy()
-            swapped[[first, second]] = swapped[[second, first]]
-            seen.add(tensor_digest(swapped))
-    for bit in range(32):
-        flipped = tensor.copy()
-        flipped.view(np.int32)[3, 3] ^= np.int32(np.uint32(1 << bit).view(np.int32))
-        seen.add(tensor_digest(flipped))
-    swaps = sum(len(range(first + 1, 64, 5)) for first in range(0, 64, 7))
-    assert len(seen) == 1 + swaps + 32
+def test_what_goes_wrong_in_transfers_is_seen(damage):
+    """A thousand random errors of each kind all change the digest; small values, as weights
+    are, and half of them rounded to bfloat16, whose low bits are zero."""
+    random, damages = np.random.default_rng(2), 0
+    for number in range(1000):
+        tensor = (0.02 * random.standard_normal(4096)).astype(np.float32)
+        if number % 2:
+            tensor.view(np.uint32)[:] &= 0xFFFF0000
+        damaged = tensor.copy()
+        damage(damaged, random)
+        if damaged.tobytes() != tensor.tobytes():  # two equal elements may have been swapped
+            assert tensor_digest(damaged) != tensor_digest(tensor)
+            damages += 1
+    assert damages > 900
 
 
 def test_both_ends_of_a_plan_agree():

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from realloc.core.errors import InvalidInput
@@ -17,6 +16,7 @@ from tests.unit.reallocation.cases import (
     architecture,
     empty,
     endpoints,
+    in_one_memory,
     layout,
     run,
 )
@@ -32,13 +32,36 @@ LAYOUTS = [
     "huggingface:d1t1p1",
     "fsdp:d5t1p1",
 ]
+EXPERT_LAYOUTS = [
+    "megatron:d4t1p1e4",
+    "megatron:d2t2p2v2e2",
+    "megatron:d1t3p1",
+    "vllm:d2t2p1e2",
+    "vllm:d1t2p2",
+    "fsdp:d3t1p1",
+]
 
 
 @pytest.mark.parametrize("source", LAYOUTS)
 @pytest.mark.parametrize("destination", LAYOUTS)
-def test_any_layout_to_any(source, destination):
-    """Every destination parameter gets the bits that its table says, on overlapping devices."""
-    run(Case(model=architecture(), source=layout(source), destination=layout(destination, 2)))
+@pytest.mark.parametrize("first_device", [0, 2, 20], ids=["equal", "overlapping", "disjoint"])
+def test_any_layout_to_any(source, destination, first_device):
+    """Every destination parameter gets the bits that its table says, whatever the meshes."""
+    run(
+        Case(
+            model=architecture(),
+            source=layout(source),
+            destination=layout(destination, first_device),
+        )
+    )
+
+
+@pytest.mark.parametrize("family", MOE_FAMILIES)
+@pytest.mark.parametrize("source", EXPERT_LAYOUTS)
+@pytest.mark.parametrize("destination", EXPERT_LAYOUTS)
+def test_experts_from_any_layout_to_any(family, source, destination):
+    """Experts cut by expert, tensor and pipeline degrees become experts cut otherwise."""
+    run(Case(model=architecture(family), source=layout(source), destination=layout(destination, 3)))
 
 
 @pytest.mark.parametrize("family", sorted(KNOWN_FAMILIES))
@@ -150,7 +173,7 @@ def test_shared_buffers_have_no_hazard(ahead):
         roles=("both", "both"),
         limits=TransferLimits(buffers=Buffers.SHARED),
     )
-    plan = run(case, lambda of: _in_one_memory(of, ahead))
+    plan = run(case, lambda of: in_one_memory(of, ahead))
     assert {int(r) for p in plan.programs for r in p.sends.round} <= {0, 2}
 
 
@@ -164,25 +187,6 @@ def test_shared_buffers_need_enough_staging():
     )
     with pytest.raises(InvalidInput, match="shared"):
         case.plan()
-
-
-def _in_one_memory(case, ahead):
-    """Give each device one memory; the destination begins ``ahead`` elements into it."""
-    memory = {}
-    sides = []
-    for side, first in ((case.source, 0), (case.destination, ahead)):
-        buffers = []
-        for device, table in zip(side.devices, case.tables(side), strict=True):
-            flat = memory.setdefault(device, np.full(200_000, np.nan, dtype=np.float32))
-            arrays, at = {}, first
-            for parameter in table.parameters:
-                arrays[parameter.name] = flat[at : at + parameter.num_elements].reshape(
-                    parameter.shape
-                )
-                at += parameter.num_elements
-            buffers.append(arrays)
-        sides.append(buffers)
-    return tuple(sides)
 
 
 def test_wrong_inputs_name_what_is_wrong():

@@ -1,5 +1,7 @@
 """Properties of plans for random models, layouts, devices and limits."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from realloc.core.model import Head
 from realloc.core.strategy import ParallelStrategy
 from realloc.reallocation.families import KNOWN_FAMILIES
 from realloc.reallocation.layouts.provider import local_parameters
-from realloc.reallocation.limits import TransferLimits
+from realloc.reallocation.limits import Buffers, TransferLimits
 from tests.unit.reallocation.brute_force import (
     crossing_bounds,
     inside_demands,
@@ -18,7 +20,7 @@ from tests.unit.reallocation.brute_force import (
     network_demands,
     sent_by_programs,
 )
-from tests.unit.reallocation.cases import Case, architecture, run
+from tests.unit.reallocation.cases import Case, architecture, in_one_memory, run
 
 SETTINGS = settings(
     max_examples=60,
@@ -100,6 +102,19 @@ def test_weights_arrive_within_the_limits(case):
         event(str(error).split(";")[0][:30])
         return
     _check_limits(case, run(case))
+
+
+@SETTINGS
+@given(cases(), st.integers(0, 40))
+def test_nothing_is_read_after_it_was_overwritten(case, ahead):
+    """Where both sides of a device share one memory, shifted by any number of elements, plans
+    for shared buffers have no hazard: the reference refuses such, and weights are right."""
+    case = replace(
+        case,
+        roles=("a", "a"),
+        limits=TransferLimits(staging_bytes=1 << 20, max_operations=64, buffers=Buffers.SHARED),
+    )
+    run(case, lambda of: in_one_memory(of, ahead))
 
 
 def _check_limits(case, plan):

@@ -6,82 +6,95 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realloc.core.transfer import Blocks
-from realloc.reallocation.digest import block_digests, tensor_digest
-from realloc.transfer.digest import BlockDigests, rectangles
-from realloc.transfer.mixing import CompiledMixer, Mixer, Rectangle, TorchMixer
+from realloc.core.transfer import Blocks, Messages, TransferProgram
+from realloc.reallocation.digest import element_bits, tensor_digest, weigh
+from realloc.transfer.digest import SentDigests
 from realloc.transfer.parameters import Parameters
+from realloc.transfer.summing import CompiledSums, DigestSums, Rectangle, TorchSums
+
+CPU = torch.device("cpu")
 
 
-def make_blocks(*rows: tuple[int, ...]) -> Blocks:
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 8).T
-    return Blocks(
-        tensor=columns[0].astype(np.int32),
-        start=columns[1],
-        rows=columns[2],
-        cols=columns[3],
-        row_stride=columns[4],
-        canonical=columns[5].astype(np.int32),
-        canonical_start=columns[6],
-        canonical_stride=columns[7],
-    )
+def every_way() -> list[DigestSums]:
+    return [CompiledSums(2), TorchSums(CPU, 2, 64), TorchSums(CPU, 2)]
 
 
-def mixers(num_keys: int) -> list[Mixer]:
-    return [CompiledMixer(num_keys), TorchMixer(torch.device("cpu"), num_keys, 64)]
-
-
-block = st.tuples(
-    st.integers(0, 1),
-    st.integers(0, 40),
-    st.integers(1, 9),
-    st.integers(1, 12),
-    st.integers(12, 20),
-    st.integers(0, 2),
-    st.integers(0, 2**62),
-    st.integers(1, 2**40),
+@given(
+    itemsize=st.sampled_from([2, 4]),
+    start=st.integers(0, 40),
+    rows=st.integers(1, 9),
+    cols=st.sampled_from([1, 12, 1000, 1024, 2500]),
+    gap=st.integers(0, 20),
+    canonical_start=st.one_of(st.integers(0, 5000), st.integers(0, 2**62)),
+    canonical_gap=st.integers(0, 2**20),
+    seed=st.integers(0, 99),
 )
-
-
-@given(blocks=st.lists(block, min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_both_mixers_give_the_numbers_of_the_definition(
-    blocks: list[tuple[int, ...]], seed: int
-) -> None:
-    """Random blocks, tiled, give the numpy reference's sums in torch and compiled."""
-    values = np.random.default_rng(seed).integers(-(2**31), 2**31, (2, 300), dtype=np.int64)
-    flats = list(values.astype(np.int32).view(np.float32))
-    expected = block_digests(flats, make_blocks(*blocks), 3)
-    for mixer in mixers(3):
-        for number, spec in enumerate(blocks):
-            flat = torch.from_numpy(flats[spec[0]])
-            for rectangle in rectangles(make_blocks(*blocks), number, 64):
-                mixer.add(spec[5], flat, rectangle)
-        assert mixer.values().tolist() == expected.tolist()
+def test_all_ways_to_sum_give_the_numbers_of_the_definition(
+    itemsize: int, start: int, rows: int, cols: int, gap: int, canonical_start: int,
+    canonical_gap: int, seed: int,
+) -> None:  # fmt: skip
+    """Random rectangles give the numpy reference's sums, compiled and in torch."""
+    values = np.random.default_rng(seed).integers(0, 256, (start + rows * (cols + gap)) * itemsize)
+    bits = values.astype(np.uint8).view(np.uint16 if itemsize == 2 else np.uint32)
+    row, col = np.arange(rows)[:, None], np.arange(cols)[None, :]
+    index = canonical_start + row * (cols + canonical_gap) + col
+    expected = weigh(element_bits(bits[start + row * (cols + gap) + col]), index).sum()
+
+    flat = torch.from_numpy(bits.view(np.int16 if itemsize == 2 else np.int32))
+    flat = flat.view(torch.bfloat16 if itemsize == 2 else torch.float32)
+    rectangle = Rectangle(
+        start=start,
+        rows=rows,
+        cols=cols,
+        row_stride=cols + gap,
+        canonical_start=canonical_start,
+        canonical_stride=cols + canonical_gap,
+    )
+    for sums in every_way():
+        sums.add(1, flat, rectangle)
+        assert sums.values().tolist() == [0, expected]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_bits_count_in_the_element_type_on_the_way(stored: torch.dtype) -> None:
     """A float32 parameter that moves as bfloat16 has the digest of its bfloat16 form."""
     tensor = torch.randn(37, 20, generator=torch.Generator().manual_seed(1)).to(stored)
-    blocks = make_blocks((0, 0, 37, 20, 20, 0, 0, 20))
-    digests = BlockDigests(Parameters(["w"], [tensor], blocks), 1, torch.bfloat16)
-    for _ in digests.add(blocks, np.zeros(1, np.int64), first_number=0):
+    program = sending_all_of(tensor, peers=(1, 3))
+    parameters = Parameters(["w"], [tensor], program.sends.blocks)
+    digests = SentDigests(program, parameters, torch.bfloat16)
+    for _ in digests.own_steps():
         pass
-    rounded = tensor.to(torch.bfloat16).view(torch.int16).numpy()
-    assert digests.values().tolist() == [tensor_digest(rounded)]
+    expected = tensor_digest(tensor.to(torch.bfloat16).view(torch.int16).numpy())
+    assert digests.values() == {(1, 5): expected, (3, 5): expected}
 
 
-def test_a_swapped_pair_of_elements_changes_the_digest() -> None:
-    """The digest depends on positions, not only on what is there."""
-    flat = torch.arange(100, dtype=torch.float32)
-    swapped = flat.clone()
-    swapped[3], swapped[70] = flat[70], flat[3]
-    whole = Rectangle(
-        start=0, rows=1, cols=100, row_stride=100, canonical_start=0, canonical_stride=100
+def sending_all_of(tensor: torch.Tensor, peers: tuple[int, ...]) -> TransferProgram:
+    """One block, canonical tensor 5, to each peer."""
+
+    def blocks(count: int) -> Blocks:
+        rows, cols = tensor.shape
+        wide = {"start": 0, "rows": rows, "cols": cols, "row_stride": cols}
+        places = {**wide, "canonical_start": 0, "canonical_stride": cols}
+        return Blocks(
+            tensor=np.zeros(count, np.int32),
+            canonical=np.full(count, 5, np.int32),
+            **{name: np.full(count, value, np.int64) for name, value in places.items()},
+        )
+
+    def messages(to: tuple[int, ...]) -> Messages:
+        return Messages(
+            peer=np.array(to, np.int32),
+            round=np.zeros(len(to), np.int32),
+            first_block=np.arange(len(to) + 1),
+            blocks=blocks(len(to)),
+        )
+
+    return TransferProgram(
+        endpoint=0,
+        source_tensors=("w",),
+        destination_tensors=(),
+        sends=messages(peers),
+        receives=messages(()),
+        num_rounds=1,
     )
-    for mixer in mixers(2):
-        if mixer.tile_elements >= 100:
-            mixer.add(0, flat, whole)
-            mixer.add(1, swapped, whole)
-            assert mixer.values()[0] != mixer.values()[1]

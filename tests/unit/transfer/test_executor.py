@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from unittest import mock
 
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
-from realloc.transfer import agreement
+from realloc.transfer import executor
+from realloc.transfer.arrivals import Arrival
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.local import LocalPending, LocalWorld
 from realloc.transfer.staging import StagingBuffers
@@ -33,6 +34,7 @@ def run_all(
     dtype: str = "float32",
     world: LocalWorld | None = None,
     timeout_seconds: float = 20.0,
+    arrived: Callable[[Arrival], None] | None = None,
 ) -> list[TransferReport | Exception]:
     """What each endpoint reports or raises; one thread each."""
     world = world or LocalWorld(len(programs))
@@ -46,7 +48,7 @@ def run_all(
         try:
             results[endpoint] = execute(
                 programs[endpoint], communicator, sources[endpoint], destinations[endpoint],
-                staging=staging, dtype=dtype, timeout_seconds=timeout_seconds,
+                staging=staging, dtype=dtype, timeout_seconds=timeout_seconds, arrived=arrived,
             )  # fmt: skip
         except Exception as error:
             results[endpoint] = error
@@ -137,7 +139,7 @@ def test_any_split_becomes_any_other(
     programs = make_programs(shapes, have, want, num_endpoints, rounds)
     sources = [parameters_of(have, e, canonical) for e in range(num_endpoints)]
     destinations = [parameters_of(want, e, None) for e in range(num_endpoints)]
-    with mock.patch.object(agreement, "LEAST_RUN_BYTES", 16):  # so that small runs count
+    with mock.patch.object(executor, "LEAST_RUN_BYTES", 16):  # so that small runs count
         reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
 
     for endpoint in range(num_endpoints):
@@ -265,6 +267,25 @@ class _Second(LocalWorld):
 
     def communicator(self, endpoint: int):  # type: ignore[no-untyped-def]
         return self._world.communicator(endpoint + 1)
+
+
+def test_what_the_callback_raises_ends_the_transfer() -> None:
+    """Its own error comes back from `execute`."""
+    shapes = [(64, 64)]
+    have, want = grid([0], shapes, [True]), grid([1], shapes, [False])
+    programs = make_programs(shapes, have, want, 2, 1)
+
+    def full(arrival: Arrival) -> None:
+        raise OSError(f"no room for tensor {arrival.canonical}")
+
+    results = run_all(
+        programs,
+        [parameters_of(have, 0, [torch.zeros(64, 64)]), {}],
+        [{}, parameters_of(want, 1, None)],
+        arrived=full,
+    )
+    assert isinstance(results[1], OSError)
+    assert "tensor 0" in str(results[1])
 
 
 def test_a_late_peer_is_given_up_at_the_deadline() -> None:

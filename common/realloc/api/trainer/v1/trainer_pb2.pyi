@@ -557,3 +557,115 @@ class EndJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndJobResponse: _TypeAlias = EndJobResponse  # noqa: Y015
+
+@_typing.final
+class MeasureLinksRequest(_message.Message):
+    """A rank's part in measuring the links between all ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASUREMENT_ID_FIELD_NUMBER: _builtins.int
+    STORE_HOST_FIELD_NUMBER: _builtins.int
+    STORE_PORT_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    NUM_RANKS_FIELD_NUMBER: _builtins.int
+    MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    measurement_id: _builtins.str
+    """Names the measurement; the same for all ranks, used once."""
+    store_host: _builtins.str
+    """Host of the rendezvous, see TransferService.GetRendezvous."""
+    store_port: _builtins.int
+    """Port of the rendezvous."""
+    rank: _builtins.int
+    """This trainer's rank."""
+    num_ranks: _builtins.int
+    """Trainers that take part."""
+    message_bytes: _builtins.int
+    """Bytes of a large message, at most 1 GiB."""
+    timeout_seconds: _builtins.float
+    """Deadline in seconds of every wait for a peer."""
+    def __init__(
+        self,
+        *,
+        measurement_id: _builtins.str = ...,
+        store_host: _builtins.str = ...,
+        store_port: _builtins.int = ...,
+        rank: _builtins.int = ...,
+        num_ranks: _builtins.int = ...,
+        message_bytes: _builtins.int = ...,
+        timeout_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement_id", b"measurement_id", "message_bytes", b"message_bytes", "num_ranks", b"num_ranks", "rank", b"rank", "store_host", b"store_host", "store_port", b"store_port", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLinksRequest: _TypeAlias = MeasureLinksRequest  # noqa: Y015
+
+@_typing.final
+class MeasureLinksResponse(_message.Message):
+    """What a rank measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    ALL_REDUCE_SECONDS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    all_reduce_seconds: _builtins.float
+    """Seconds of an all-reduce of `message_bytes` over all ranks; 0 for a single rank."""
+    backend: _builtins.str
+    """The transport: gloo or nccl."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkSample]:
+        """One entry per other rank."""
+
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___LinkSample] | None = ...,
+        all_reduce_seconds: _builtins.float = ...,
+        backend: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_reduce_seconds", b"all_reduce_seconds", "backend", b"backend", "links", b"links"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLinksResponse: _TypeAlias = MeasureLinksResponse  # noqa: Y015
+
+@_typing.final
+class LinkSample(_message.Message):
+    """A pair of ranks as one of them measured it, while the other pairs talked, too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ALL_REDUCE_SECONDS_FIELD_NUMBER: _builtins.int
+    peer: _builtins.int
+    """The other rank."""
+    latency_seconds: _builtins.float
+    """Seconds of an empty message in one direction."""
+    bytes_per_second: _builtins.float
+    """Bytes per second of large messages in one direction."""
+    all_reduce_seconds: _builtins.float
+    """Seconds of an all-reduce of `message_bytes` over the pair."""
+    def __init__(
+        self,
+        *,
+        peer: _builtins.int = ...,
+        latency_seconds: _builtins.float = ...,
+        bytes_per_second: _builtins.float = ...,
+        all_reduce_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_reduce_seconds", b"all_reduce_seconds", "bytes_per_second", b"bytes_per_second", "latency_seconds", b"latency_seconds", "peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkSample: _TypeAlias = LinkSample  # noqa: Y015

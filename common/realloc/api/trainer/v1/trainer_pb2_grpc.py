@@ -66,6 +66,11 @@ class TrainerServiceStub:
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobResponse.FromString,
                 _registered_method=True)
+        self.MeasureLinks = channel.unary_unary(
+                '/realloc.api.trainer.v1.TrainerService/MeasureLinks',
+                request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -117,6 +122,14 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureLinks(self, request, context):
+        """Measures messages and sums between this trainer and others, which are called at the same
+        time. FAILED_PRECONDITION while a job holds the trainer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +162,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.EndJob,
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobResponse.SerializeToString,
+            ),
+            'MeasureLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureLinks,
+                    request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +333,33 @@ class TrainerService:
             '/realloc.api.trainer.v1.TrainerService/EndJob',
             realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobRequest.SerializeToString,
             realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.trainer.v1.TrainerService/MeasureLinks',
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksRequest.SerializeToString,
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.MeasureLinksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class TrainerServiceStub:
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
     """
+    MeasureLinks: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.MeasureLinksRequest, _trainer_pb2.MeasureLinksResponse]
+    """Measures messages and sums between this trainer and others, which are called at the same
+    time. FAILED_PRECONDITION while a job holds the trainer.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -74,6 +78,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     EndJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.EndJobRequest, _trainer_pb2.EndJobResponse]  # type: ignore[assignment]
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
+    """
+    MeasureLinks: _aio.UnaryUnaryMultiCallable[_trainer_pb2.MeasureLinksRequest, _trainer_pb2.MeasureLinksResponse]  # type: ignore[assignment]
+    """Measures messages and sums between this trainer and others, which are called at the same
+    time. FAILED_PRECONDITION while a job holds the trainer.
     """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +139,16 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.EndJobResponse, _abc.Awaitable[_trainer_pb2.EndJobResponse]]:
         """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
         a call that runs; calls that have not begun are dropped.
+        """
+
+    @_abc_1.abstractmethod
+    def MeasureLinks(
+        self,
+        request: _trainer_pb2.MeasureLinksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.MeasureLinksResponse, _abc.Awaitable[_trainer_pb2.MeasureLinksResponse]]:
+        """Measures messages and sums between this trainer and others, which are called at the same
+        time. FAILED_PRECONDITION while a job holds the trainer.
         """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,84 @@
+"""Copies between two lists of rectangles that hold the same elements, cut differently."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Some rows of a flat tensor."""
+
+    flat: torch.Tensor
+    """1-D."""
+    start: int
+    """Element of `flat` where the first row begins."""
+    rows: int
+    cols: int
+    row_stride: int
+
+    def view(self) -> torch.Tensor:
+        """In place, [rows, cols]."""
+        return self.flat.as_strided(
+            (self.rows, self.cols),
+            (self.row_stride, 1),
+            self.flat.storage_offset() + self.start,
+        )
+
+
+def copy_matched(destination: Iterable[Strip], source: Iterable[Strip]) -> None:
+    """Copy the elements of one list to the other, in order, in as few copies as may be."""
+    for to, of in matched(destination, source):
+        to.view().copy_(of.view())
+
+
+def matched(left: Iterable[Strip], right: Iterable[Strip]) -> Iterator[tuple[Strip, Strip]]:
+    """Both lists cut so that the strips of each pair have one shape.
+
+    A run (one row) takes the shape of what it meets. Lists that are alike, or of which one is
+    a run, stay whole.
+    """
+    ours, theirs = deque(left), deque(right)
+    while ours and theirs:
+        one, other = ours.popleft(), theirs.popleft()
+        rows, cols = _common_shape(one, other)
+        yield _front(one, rows, cols), _front(other, rows, cols)
+        ours.extendleft(_behind(one, rows, cols))
+        theirs.extendleft(_behind(other, rows, cols))
+    assert len(ours) == len(theirs) == 0, "the lists hold different numbers of elements"
+
+
+def _common_shape(one: Strip, other: Strip) -> tuple[int, int]:
+    """The shape of the largest rectangle with which both begin."""
+    if one.rows == 1 and other.rows == 1:
+        return 1, min(one.cols, other.cols)
+    if one.cols == other.cols:
+        return min(one.rows, other.rows), one.cols
+    if one.rows == 1 or other.rows == 1:
+        run, block = (one, other) if one.rows == 1 else (other, one)
+        rows = min(block.rows, run.cols // block.cols)
+        if rows:
+            return rows, block.cols
+    return 1, min(one.cols, other.cols)
+
+
+def _front(strip: Strip, rows: int, cols: int) -> Strip:
+    """The first rows × cols elements."""
+    stride = strip.row_stride if strip.rows > 1 else cols
+    return replace(strip, rows=rows, cols=cols, row_stride=stride)
+
+
+def _behind(strip: Strip, rows: int, cols: int) -> list[Strip]:
+    """What follows the first rows × cols elements, the last of it first."""
+    if strip.rows == 1:
+        taken = rows * cols
+        rest = replace(strip, start=strip.start + taken, cols=strip.cols - taken)
+        return [rest] if rest.cols else []
+    if cols < strip.cols:
+        assert rows == 1, "a part of a row is taken by itself"
+        row = replace(strip, start=strip.start + cols, rows=1, cols=strip.cols - cols)
+        return [*_behind(strip, 1, strip.cols), row]
+    start = strip.start + rows * strip.row_stride
+    return [replace(strip, start=start, rows=strip.rows - rows)] if rows < strip.rows else []

@@ -1,0 +1,1 @@
+"""A cluster of processes as one Slurm job."""

@@ -1,0 +1,214 @@
+"""Memory that is read where its owner keeps it: what CUDA IPC does, with a toy device."""
+
+import socket
+import threading
+from typing import ClassVar
+
+import pytest
+import torch
+
+from realloc.core.errors import Unavailable
+from realloc.transfer.arrivals import Arrival
+from realloc.transfer.communicator import Memory
+from realloc.transfer.executor import TransferReport, execute
+from realloc.transfer.lending import LendingCommunicator
+from realloc.transfer.links import Link
+from realloc.transfer.parameters import DTYPES
+from realloc.transfer.staging import StagingBuffers
+from tests.support.transfer_programs import Holding, make_programs
+
+SHAPES = [(16, 24), (40, 8), (1, 50)]
+
+
+class ToyFence:
+    """Is passed only once somebody waited for it, as on a device that is slow."""
+
+    def __init__(self, device: "ToySegments") -> None:
+        self._device = device
+        self._number = device.fences = device.fences + 1
+
+    def passed(self) -> bool:
+        return self._device.finished >= self._number
+
+    def wait(self) -> None:
+        self._device.finished = max(self._device.finished, self._number)
+
+
+class ToySegments:
+    """Segments of threads, which can open anything of each other by its number."""
+
+    known: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def __init__(self) -> None:
+        self.fences = 0
+        self.finished = 0
+        self.exported: list[int] = []
+
+    @property
+    def memory(self) -> Memory:
+        return Memory.OPEN
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8)
+
+    def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
+        storage = segment.untyped_storage()
+        self.exported.append(storage.data_ptr())
+        self.known[str(storage.data_ptr())] = torch.empty(0, dtype=torch.uint8).set_(storage)
+        return str(storage.data_ptr()).encode(), None
+
+    def open(self, description: bytes, descriptor: int | None) -> torch.Tensor:
+        return self.known[description.decode()]
+
+    def fence(self) -> ToyFence:
+        return ToyFence(self)
+
+
+def connected() -> tuple[list[LendingCommunicator], list[ToySegments]]:
+    """Two endpoints of one process."""
+    segments = [ToySegments(), ToySegments()]
+    links = [Link(end) for end in socket.socketpair()]
+    return [
+        LendingCommunicator(
+            endpoint=endpoint,
+            num_endpoints=2,
+            links={1 - endpoint: links[endpoint]},
+            segments=segments[endpoint],
+            device=torch.device("cpu"),
+        )
+        for endpoint in range(2)
+    ], segments
+
+
+def holdings(endpoint: int, by_rows: bool) -> list[Holding]:
+    """Every tensor whole, in two parameters by halves of its rows or columns."""
+    found = []
+    for canonical, (rows, cols) in enumerate(SHAPES):
+        for half in range(2):
+            extent = rows if by_rows else cols
+            span = (extent * half // 2, extent * (half + 1) // 2)
+            if span[0] < span[1]:
+                found.append(
+                    Holding(
+                        endpoint=endpoint,
+                        parameter=f"t{canonical}.{half}",
+                        canonical=canonical,
+                        rows=span if by_rows else (0, rows),
+                        cols=(0, cols) if by_rows else span,
+                        width=cols if by_rows else span[1] - span[0],
+                    )
+                )
+    return found
+
+
+def parameters(of: list[Holding], canonical: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        h.parameter: canonical[h.canonical][slice(*h.rows), slice(*h.cols)].contiguous() for h in of
+    }
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moved", ["float32", "bfloat16"])
+def test_parameters_are_read_in_place_and_given_back(moved: str, stored: str) -> None:
+    """Twice over one connection: bit-identical, digests agree, nothing waits for a device that
+    nobody waits for, and memory is opened once. Only what is cast is copied first."""
+    canonical = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in SHAPES]
+    have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
+    programs = make_programs(SHAPES, have, want, 2, 1)
+    source = parameters(have, canonical)
+    communicators, segments = connected()
+    staging = [
+        StagingBuffers(c.allocate, staging_bytes=512, chunk_bytes=128) for c in communicators
+    ]
+    for _ in range(2):
+        destination = {
+            name: torch.full_like(tensor, torch.nan, dtype=DTYPES[stored])
+            for name, tensor in parameters(want, canonical).items()
+        }
+        reports: list[TransferReport | Exception] = [TimeoutError()] * 2
+        complete: list[Arrival] = []
+
+        def run(
+            endpoint: int,
+            destination: dict[str, torch.Tensor] = destination,
+            reports: list[TransferReport | Exception] = reports,
+            complete: list[Arrival] = complete,
+        ) -> None:
+            try:
+                reports[endpoint] = execute(
+                    programs[endpoint],
+                    communicators[endpoint],
+                    {} if endpoint else source,
+                    destination if endpoint else {},
+                    staging=staging[endpoint],
+                    dtype=moved,
+                    timeout_seconds=20.0,
+                    arrived=complete.append,
+                )
+            except Exception as error:
+                reports[endpoint] = error
+
+        threads = [threading.Thread(target=run, args=(e,)) for e in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        sent, received = reports
+        assert isinstance(sent, TransferReport), sent
+        assert isinstance(received, TransferReport), received
+        for name, tensor in parameters(want, canonical).items():
+            assert torch.equal(destination[name], tensor.to(DTYPES[moved]).to(DTYPES[stored]))
+        assert {c: d for (_, c), d in sent.sent_digests.items()} == received.received_digests
+        assert {a.canonical: a.digest for a in complete} == received.received_digests
+    allocations = {tensor.untyped_storage().data_ptr() for tensor in source.values()}
+    in_place = allocations & set(segments[0].exported)
+    assert in_place == (allocations if moved == "float32" else set())
+    assert len(segments[0].exported) == len(set(segments[0].exported))
+    for communicator in communicators:
+        communicator.close()
+
+
+def test_memory_that_was_freed_is_not_taken_for_what_came_after_it() -> None:
+    """An allocation at the place of one that is gone is exported anew."""
+    (sender, receiver), segments = connected()
+    place = bytearray(1000)
+    for value in range(3):
+        buffer = torch.frombuffer(place, dtype=torch.uint8).fill_(value)
+        pending = sender.lend([buffer.view(10, 100)], peer=1, round=0)
+        borrowed = receiver.borrow(1000, peer=0, round=0)
+        borrowed.wait(5.0)
+        (region,) = borrowed.message
+        assert bool((region.contiguous() == value).all())
+        borrowed.release()
+        receiver.settle()
+        pending.wait(5.0)
+        ToySegments.known.clear()
+        receiver._opened.clear()  # they hold the storage, which other processes cannot
+        del buffer, borrowed, pending, region
+    assert len(segments[0].exported) == 3
+
+
+def test_memory_is_given_back_only_after_the_device_has_read_it() -> None:
+    """A release alone does not let the sender write there again."""
+    (sender, receiver), _ = connected()
+    pending = sender.send(torch.ones(10, dtype=torch.uint8), peer=1, round=0)
+    borrowed = receiver.borrow(10, peer=0, round=0)
+    borrowed.wait(5.0)
+    borrowed.release()
+    with pytest.raises(Unavailable, match="timed out"):
+        pending.wait(0.05)
+    receiver.settle()
+    pending.wait(5.0)
+
+
+def test_closing_gives_back_what_the_device_has_read() -> None:
+    """A sender does not lose its wait to a receiver that is through and leaves."""
+    (sender, receiver), _ = connected()
+    pending = sender.send(torch.ones(10, dtype=torch.uint8), peer=1, round=0)
+    borrowed = receiver.borrow(10, peer=0, round=0)
+    borrowed.wait(5.0)
+    borrowed.release()
+    receiver.close()
+    pending.wait(5.0)
+    with pytest.raises(Unavailable):
+        sender.receive(torch.zeros(1, dtype=torch.uint8), peer=1, round=1).wait(5.0)
