@@ -96,14 +96,14 @@ def parse_pin(call: str, text: str) -> CallPin:
         InvalidInput: it is of another form.
     """
     match = _PIN.fullmatch(text)
+    try:
+        strategy = ParallelStrategy.parse(match[1]) if match and match[1] else None
+    except InvalidInput:
+        match = None
     if match is None or not text:
         raise InvalidInput.at(
             f"pins.{call}", f"{text!r} is not of the form d2t1p1@0-1, d2t1p1 or @0-1"
         )
-    try:
-        strategy = ParallelStrategy.parse(match[1]) if match[1] else None
-    except InvalidInput as error:
-        raise InvalidInput.at(f"pins.{call}", str(error.problems[0].reason)) from error
     mesh = None
     if match[2]:
         first, last = int(match[2]), int(match[3] or match[2])

@@ -30,6 +30,9 @@ Ints = NDArray[np.int64]
 _DIVES = 6
 """Plans that are dived for in one turn of local search."""
 
+_TIES = 20
+"""Turns for plans that the bound cannot tell from the best: few spaces have more of them."""
+
 _PLACES, _STRIDE = 512, 5
 """Dives begin at so many open choices from the least bound on, all of them in turn (a linear
 congruential sequence of full period)."""
@@ -64,7 +67,7 @@ class DefaultSearcher:
         proof = _Proof(problem, tables, rules, local.candidates)
         proof.report(progress)
         yield progress.result()
-        while not progress.is_over:
+        while not progress.is_over and proof.ties < _TIES:
             before = progress.seconds, progress.lower_bound
             proof.advance(progress, self.slice_choices)
             if not progress.is_over:
@@ -157,6 +160,8 @@ class _Proof:
         self._bounds, self._tree = build_bounds(problem, known, rules)
         self._search = BranchAndBound(tables, self._bounds, self._tree)
         self._place = 0
+        self.ties = 0
+        """Turns in which nothing could be left but plans as fast as the best, up to rounding."""
 
     def advance(self, progress: Progress, choices: int) -> None:
         """One turn."""
@@ -165,6 +170,7 @@ class _Proof:
         if self._search.best_seconds < progress.seconds:
             progress.offer(self._search.best, self._search.best_seconds)
         self.report(progress)
+        self.ties += progress.lower_bound >= progress.seconds * (1.0 - 2.0 * MARGIN)
 
     def report(self, progress: Progress) -> None:
         """Prove what is proved by now."""

@@ -56,13 +56,13 @@ def _illegal_extension(task: PlanTask, call: FunctionCall, strategy: ParallelStr
             return f"{strategy}: only training interleaves chunks"
         if strategy.pipeline == 1 or a.num_layers % chunks:
             return f"{a.num_layers} layers do not split into the {chunks} chunks of {strategy}"
-        if _micro_batches(workload, strategy) % strategy.pipeline:
-            return f"{strategy}: the micro-batches of a step must divide by the pipeline degree"
     return ""
 
 
-def _micro_batches(workload: Workload, strategy: ParallelStrategy) -> int:
-    """Of one data rank in one step."""
+def interleaves(workload: Workload, strategy: ParallelStrategy) -> bool:
+    """Whether the schedule of a step works: with model chunks, micro-batches come in rounds of
+    the pipeline's stages (Megatron-core asserts it)."""
     rows = workload.num_rows * workload.num_epochs / workload.num_steps / strategy.data
     at_once = max(1.0, workload.max_tokens_per_micro_batch // workload.tokens_per_row)
-    return math.ceil(max(1.0, rows) / at_once)
+    micro_batches = math.ceil(max(1.0, rows) / at_once)
+    return strategy.virtual_pipeline == 1 or micro_batches % strategy.pipeline == 0

@@ -10,7 +10,7 @@ from realloc.cost.calls import CallCost, estimate_call
 from realloc.cost.choices import CallChoices, GradientReduction
 from realloc.cost.hardware import Hardware
 from realloc.dataflow.graph import CallKind, FunctionCall
-from realloc.search.legality import illegal
+from realloc.search.legality import illegal, interleaves
 from realloc.search.strategies import strategies
 from realloc.search.task import PlanTask
 
@@ -43,7 +43,10 @@ def options_of(task: PlanTask, call: FunctionCall) -> list[PlanOption]:
         InvalidInput: there is none; the reason of the nearest.
     """
     pin = task.pin_of(call)
+    fixed = pin.strategy if pin else None
     meshes = [pin.mesh] if pin and pin.mesh else list(task.meshes())
+    if fixed:
+        meshes = [mesh for mesh in meshes if mesh.num_devices == fixed.num_ranks]
     found: list[PlanOption] = []
     reasons: list[tuple[int, str]] = []
     known: dict[tuple[int, str], list[PlanOption]] = {}
@@ -51,11 +54,13 @@ def options_of(task: PlanTask, call: FunctionCall) -> list[PlanOption]:
         hardware = task.hardware_on(mesh)
         alike = mesh.num_devices, hardware.name
         if alike not in known:
-            fixed = pin.strategy if pin else None
             known[alike] = _on_mesh(task, call, mesh, fixed, hardware, reasons)
         found += [replace(option, mesh=mesh) for option in known[alike]]
     if not found:
-        nearest = max(reasons, key=lambda r: (r[0] < 0, r[0]))[1] if reasons else "has no mesh"
+        ranks = f" of the {fixed.num_ranks} devices of {fixed}" if fixed else ""
+        nearest = f"there is no mesh{ranks} on the devices that may be used"
+        if reasons:
+            nearest = max(reasons, key=lambda reason: (reason[0] < 0, reason[0]))[1]
         raise InvalidInput.at(f"pins.{pin.call}" if pin else call.name, nearest)
     return found
 
@@ -72,13 +77,14 @@ def _on_mesh(
     room = task.usable_on(hardware)
     found = []
     for strategy in [fixed] if fixed else strategies(task, call, mesh.num_devices):
-        if strategy.num_ranks != mesh.num_devices:
-            reasons.append((0, f"{strategy} has not the {mesh.num_devices} ranks of {mesh}"))
-            continue
         if reason := illegal(task, call, strategy):
             reasons.append((0, reason))
             continue
         variants = list(_variants(task, call, mesh, strategy, hardware))
+        if not variants:
+            reason = "the micro-batches of a step must divide by the pipeline degree"
+            reasons.append((0, f"{strategy}: {reason}"))
+            continue
         fitting = [option for option in variants if option.cost.peak_bytes <= room]
         found += _useful(fitting)
         if not fitting:
@@ -98,12 +104,15 @@ def _variants(
     free = task.rules.free_choices and call.kind is not CallKind.GENERATE
     for share in _MICRO_BATCH_SHARES if free else (1,):
         tokens = max(1, base.max_tokens_per_micro_batch // share)
+        workload = replace(base, max_tokens_per_micro_batch=tokens)
+        if not interleaves(workload, strategy):
+            continue
         for choices in _choices(task, call, strategy) if free else (CallChoices(),):
             cost = estimate_call(
                 call.kind,
                 task.architectures[call.model],
                 strategy,
-                replace(base, max_tokens_per_micro_batch=tokens),
+                workload,
                 hardware,
                 choices=choices,
                 memory_bytes=None if task.node_hardware else task.cluster.device_memory_bytes,
