@@ -20,7 +20,7 @@ _COLORS = (
 )
 _WIDTH = 1000
 _HEIGHT = 360
-_LEFT = 60
+_LEFT = 80
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222; }
@@ -46,7 +46,7 @@ def render_page(planned: PlannedIteration, front: PlanFront | None = None) -> st
 <html lang="en"><meta charset="utf-8"><title>Plan for {escape(title)}</title>
 <style>{_STYLE}</style>
 <h1>{result.seconds:.2f} s per iteration on {escape(title)}</h1>
-<p>Lower bound {result.lower_bound:.2f} s (gap {100 * result.gap:.1f} %). Every call on the whole
+<p>{result.proof.capitalize()} (lower bound {result.lower_bound:.2f} s). Every call on the whole
 cluster: {planned.heuristic_seconds:.2f} s; this plan does
 {100 * (planned.speedup - 1):.0f} % more iterations per hour.</p>
 <h2>Devices over time</h2><p>{keys}; pale: reallocation</p>
@@ -146,7 +146,7 @@ def _front(front: PlanFront) -> str:
         f'<line x1="{_LEFT}" x2="{_LEFT}" y1="10" y2="200" stroke="#222"/>'
         f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="200" y2="200" stroke="#222"/>'
         f'<text x="0" y="20">{slowest:.1f} s</text>'
-        f'<text x="{_WIDTH - 120}" y="218">device-seconds per sample, to {dearest:.2f}</text>'
+        f'<text x="{_WIDTH - 180}" y="218">device-seconds per sample, to {dearest:.2f}</text>'
     )
     return (
         "<h2>What more devices buy</h2>"
