@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 from realloc.api.generation.v1 import generation_pb2 as pb
 from realloc.api.generation.v1 import generation_pb2_grpc
 from realloc.api.types.v1 import types_pb2
-from realloc.core.errors import Conflict
+from realloc.core.errors import Conflict, Unavailable
 from realloc.core.reward_function import check_reward_function
 from realloc.core.settings import GenerationSettings, RewardSettings
 from realloc.shard.batches import BatchStore
 from realloc.shard.data_source import DataSource
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
+from realloc.telemetry.names import Attribute, Metric, Span
+from realloc.telemetry.spans import Attributes, record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.generation.config import GenerationConfig
 from services.generation.engine import EngineSpec
@@ -23,6 +25,9 @@ from services.generation.rewards import RewardFunction
 from services.generation.rollout_worker import RolloutWorker
 from services.generation.rollouts import JobRollouts, RolloutBatch
 from services.generation.transfers import GenerationTransfers
+
+_RELEASE_SECONDS = 3.0
+"""Wait for staged weights to be dropped when a job ends."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -85,14 +90,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prefix=f"{request.call}/{request.iteration}",
             timeout_seconds=context.time_remaining(),
         )
-        async with aclosing(progresses):
-            async for progress in progresses:
-                response = pb.GenerateResponse(
-                    num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
-                )
-                if progress.result is not None:
-                    response.result.CopyFrom(self._keep(request, progress.result))
-                yield response
+        attributes: Attributes = {
+            Attribute.CALL: request.call,
+            Attribute.ITERATION: request.iteration,
+            Attribute.NUM_ROWS: len(request.data.rows),
+        }
+        with span(Span.ROLLOUT, attributes) as current:
+            async with aclosing(progresses):
+                async for progress in progresses:
+                    response = pb.GenerateResponse(
+                        num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
+                    )
+                    if progress.result is not None:
+                        current.set_attribute(Attribute.NUM_TOKENS, progress.result.num_tokens)
+                        response.result.CopyFrom(self._keep(request, progress.result))
+                    yield response
 
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:
@@ -114,6 +126,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._reward is not None:
             await self._reward.close()
         self._transfers.release(self._job_id)
+        if self._job_id:
+            # An abort that comes later no longer finds its session: what is staged goes now, or
+            # right after the transfer that the engine's thread is still in.
+            with suppress(Unavailable):
+                await self._worker.abort_weights(timeout_seconds=_RELEASE_SECONDS)
         self._batches.release(self._job_id)
         self._job_id, self._reward, self._rollouts = "", None, None
         self._weights.weight_version = -1
@@ -148,6 +165,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return self._rollouts
 
     def _keep(self, request: pb.GenerateRequest, done: RolloutBatch) -> pb.GenerateResult:
+        record(Metric.DEVICE_BUSY_SECONDS, done.seconds, {Attribute.CALL: request.call})
         reference = self._batches.put(
             job_id=request.job_id,
             iteration=request.iteration,

@@ -8,7 +8,7 @@ from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.cost.calls import estimate_reallocation_seconds
-from realloc.cost.hardware import Hardware, hardware_of
+from realloc.cost.hardware import Hardware, hardware_in
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.search.constraints import PlanConstraints
 from realloc.search.options import options_of
@@ -37,7 +37,13 @@ class PlanningRequest:
         Raises:
             InvalidInput: an unknown kind of device.
         """
-        hardware = self.hardware or hardware_of(self.cluster.device_kind)
+        hardware = hardware_in(self.cluster)
+        if self.hardware is not None:
+            hardware = replace(
+                self.hardware,
+                network=hardware.network,
+                devices_per_node=self.cluster.devices_per_node,
+            )
         pins = self.experiment.pins
         if plan is not None:
             pins = tuple(
@@ -53,7 +59,7 @@ class PlanningRequest:
                 even_batches=False,
             ),
             cluster=self.cluster,
-            hardware=hardware.with_node_size(self.cluster.devices_per_node),
+            hardware=hardware,
             constraints=PlanConstraints(pins=pins, placement=self.experiment.placement),
             rules=_RULES,
         )

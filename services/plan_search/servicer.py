@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -19,6 +20,8 @@ from realloc.cost.hardware import Hardware
 from realloc.cost.profile_file import profile_from_json
 from realloc.cost.profile_fit import fit_profile
 from realloc.dataflow.catalog import build_graph
+from realloc.telemetry.names import Metric, Span
+from realloc.telemetry.spans import record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.plan_search.answers import Answers, content_key
 from services.plan_search.config import PlanSearchConfig
@@ -48,10 +51,11 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         if (known := self._answers.get(key)) is not None:
             yield known
             return
-        answer = None
+        answer, started = None, time.monotonic()
         async with aclosing(self._searched(_request(request, profile), request.seconds)) as found:
             async for answer in found:
                 yield answer
+        record(Metric.SEARCH_SECONDS, time.monotonic() - started)
         if answer is not None and self._search.is_compiled:
             self._answers.put(key, answer)
 
@@ -106,8 +110,9 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         cancelled = threading.Event()
         try:
             plans = self._search.plans(request, seconds=seconds, cancelled=cancelled)
-            while (found := await asyncio.to_thread(next, plans, None)) is not None:
-                yield _answer(found)
+            with span(Span.SEARCH):
+                while (found := await asyncio.to_thread(next, plans, None)) is not None:
+                    yield _answer(found)
         finally:
             cancelled.set()
             self._running -= 1

@@ -1,12 +1,15 @@
 """Checks an experiment before any time is spent: values, files, reward function, pins."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from realloc.core.checkpoint_folder import CheckpointFolder
 from realloc.core.data_file import DataFile, checked_folder
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
@@ -15,7 +18,10 @@ from realloc.core.model import Head, ModelArchitecture, check_known_family
 from realloc.core.reward_function import check_reward_function
 from realloc.dataflow.catalog import ALGORITHMS, build_graph
 from realloc.dataflow.graph import DataflowGraph
-from realloc.reallocation.families import KNOWN_FAMILIES
+from realloc.reallocation.families import KNOWN_FAMILIES, canonical_tensors
+
+_SAVED_BYTES = 12
+"""Of a trained parameter in a checkpoint: float32 master weight and two moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,7 @@ def admit(experiment: Experiment, cluster: Cluster, *, reward_roots: Sequence[Pa
         with problems.under(""):
             models.append(_admit_model(experiment, model.model_id, model.head, model.trains))
     problems.found += _pin_problems(experiment, graph, cluster)
+    problems.found += _checkpoint_problems(experiment, models)
     required = ("prompt", "completion") if experiment.algorithm == "sft" else ("prompt",)
     data = problems.collect(
         "data.path", lambda: DataFile.scan(experiment.data.path, required=required)
@@ -145,6 +152,34 @@ def _model_settings(experiment: Experiment, model_id: str) -> tuple[str, ModelSe
     field = "reward_model" if model_id == "reward" else model_id
     settings: ModelSettings | None = getattr(experiment, field)
     return (field, settings) if settings is not None else ("actor", experiment.actor)
+
+
+def _checkpoint_problems(
+    experiment: Experiment, models: Sequence[AdmittedModel]
+) -> Iterator[Problem]:
+    """The folder can be written, and has room for the checkpoints that are kept and the next."""
+    settings = experiment.checkpoint
+    if not settings.folder:
+        return
+    folder = Path(settings.folder)
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield Problem("checkpoint.folder", f"{folder} cannot be written: see {there}")
+        return
+    each = sum(
+        _SAVED_BYTES * tensor.num_elements
+        for model in models
+        if model.trains
+        for tensor in canonical_tensors(model.architecture)
+    )
+    needed = each * (settings.keep + 1) - CheckpointFolder(folder).num_bytes()
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        yield Problem(
+            "checkpoint.folder",
+            f"{folder} has {free / 2**30:.1f} GiB free and {settings.keep + 1} checkpoints of "
+            f"{each / 2**30:.1f} GiB need {needed / 2**30:.1f} GiB more; free some or keep fewer",
+        )
 
 
 def _pin_problems(

@@ -22,9 +22,13 @@ from realloc.rpc.server import App
 from realloc.security.tls import peer_security
 from realloc.security.tokens import TokenFile
 from realloc.shard.registration import registration
+from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.measurements import JobMeasurements, observe_cluster
+from services.scheduler.pausing import pause_jobs
+from services.scheduler.resumption import Resumption
 from services.scheduler.servicer import SchedulerServicer
 
 log = structlog.get_logger(__name__)
@@ -43,15 +47,24 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         reward_roots=tuple(Path(root) for root in config.reward_roots),
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
+        recovery_timeout_seconds=config.recovery_timeout_seconds,
     )
     tokens = TokenFile(Path(config.tokens_file)) if config.tokens_file else None
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
-        led = asyncio.create_task(_lead(store, members, settings, config))
-        servicer = SchedulerServicer(JobStore(store), settings, config.trace_dir)
+        jobs = JobStore(store)
+        measurements = JobMeasurements(jobs)
+        observe_cluster(members, settings.cluster, measurements)
+        led = asyncio.create_task(_lead(store, members, settings, config, measurements))
+        resumption = Resumption(
+            jobs, partial(admit, cluster=settings.cluster, reward_roots=settings.reward_roots)
+        )
+        servicer = SchedulerServicer(jobs, resumption, config.trace_dir)
 
         async def draining() -> None:
+            if config.pause_seconds > 0:
+                await pause_jobs(jobs, timeout_seconds=config.pause_seconds)
             led.cancel()
             await asyncio.wait([led])
             servicer.close()
@@ -67,7 +80,11 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
 
 
 async def _lead(
-    store: Store, members: Members, settings: DispatcherSettings, config: SchedulerConfig
+    store: Store,
+    members: Members,
+    settings: DispatcherSettings,
+    config: SchedulerConfig,
+    measurements: JobMeasurements,
 ) -> None:
     """Dispatch whenever this process is the leader."""
     security = peer_security(config.tls_dir)
@@ -82,7 +99,7 @@ async def _lead(
             settings=settings,
         )
         with contextlib.suppress(ReallocError):
-            async with leadership:
+            async with leadership, measurements.following():
                 await _dispatch(leadership, dispatcher)
 
 

@@ -24,8 +24,14 @@ class SchedulerConfig(ServiceConfig):
     """Folders that reward functions may lie in."""
     search_seconds: float = 5.0
     """Longest search for a plan."""
+    pause_seconds: float = 0.0
+    """Seconds that jobs with a checkpoint folder get to end their iteration, to be saved and to
+    pause, once this process was asked to stop. 0 stops them at once, and the next scheduler lets
+    them recover: right where others take over, or where it is only restarted."""
     member_timeout_seconds: float = 60.0
     """Longest wait for the processes of a job's devices."""
+    recovery_timeout_seconds: float = 1800.0
+    """Longest wait for them where a job with checkpoints has lost one; it keeps its devices."""
     tokens_file: str = ""
     """Bearer tokens of the people who may call, as `realloc tokens create` writes them; needs
     `tls_dir`, which needs it."""

@@ -1,12 +1,11 @@
-"""Takes jobs from submission to their end: plan, wait for devices, run, let go.
+"""Takes jobs from submission to their end: plan, wait for devices, run, recover, let go.
 
-Only the leader dispatches. It follows the jobs in the store, so that a job submitted or
-cancelled through any scheduler reaches it.
+Only the leader dispatches. It follows the jobs in the store, so that a job submitted, paused,
+resumed or cancelled through any scheduler reaches it.
 """
 
 import asyncio
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,29 +17,34 @@ import structlog
 from realloc.api.plan_search.v1 import plan_search_pb2_grpc
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
-from realloc.core.errors import JobFailed, NotFound, ReallocError, Unavailable
+from realloc.core.errors import ReallocError, Unavailable
 from realloc.core.experiment import Experiment
-from realloc.core.job import Evaluation, IterationReport, Job, JobState
+from realloc.core.job import Job, JobState, Wanted
 from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
-from realloc.telemetry.names import Span
-from realloc.telemetry.spans import span
+from realloc.telemetry.names import Metric, Span
+from realloc.telemetry.spans import record, span
 from services.scheduler.admission import Admission, admit
 from services.scheduler.devices import Devices
+from services.scheduler.job_members import JobMembers
+from services.scheduler.job_run import JobRun, ShardLost
 from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
 from services.scheduler.planning import search_plan
-from services.scheduler.runner import (
-    JobEvents,
-    JobRunner,
-    generation_devices,
-    trainer_devices,
+from services.scheduler.real_cluster import real_cluster
+from services.scheduler.runner import RunEnd, generation_devices, trainer_devices
+from services.scheduler.saved_job import (
+    ResumePoint,
+    check_same_job,
+    read_saved_job,
+    resume_point,
 )
-from services.scheduler.shards import Connect, JobShards, connect_shards
+from services.scheduler.shards import Connect, connect_shards
 
 log = structlog.get_logger(__name__)
 
 _STOPPED = "the scheduler that ran this job was stopped; submit the job again"
+_ON_SHARDS = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class DispatcherSettings:
     """Longest plan search."""
     member_timeout_seconds: float
     """Longest wait for the processes of a job's devices."""
+    recovery_timeout_seconds: float
+    """Longest wait for them where a job has lost one."""
 
 
 class Dispatcher:
@@ -69,33 +75,56 @@ class Dispatcher:
         self._devices = Devices()
         self._planning = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._runs: dict[str, JobRun] = {}
+        """Jobs that are on their shards."""
+        self._latest: dict[str, Job] = {}
+        """What the store said last of each job that has a task."""
 
     async def run(self) -> None:
         """Follow all jobs; when cancelled, end those that run and say so in the store."""
         try:
-            await self._fail_orphans()
+            await self._adopt_orphans()
             async for job in self._jobs.watch_all():
                 self._follow(job)
             raise Unavailable("the store closed its watch")
         finally:
+            self._stopping = True
             for task in self._tasks.values():
                 task.cancel(_STOPPED)
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _fail_orphans(self) -> None:
-        """Jobs that an earlier leader ran have lost their runner."""
+    async def _adopt_orphans(self) -> None:
+        """Jobs that an earlier leader ran have lost their runner: they recover or fail."""
         for job in await self._jobs.list():
-            if job.state in (JobState.STARTING, JobState.RUNNING):
-                await self._end(job.job_id, JobState.FAILED, error=_STOPPED)
+            if job.state in _ON_SHARDS:
+                await self._stopped(job.job_id)
 
     def _follow(self, job: Job) -> None:
-        task = self._tasks.get(job.job_id)
-        if job.state is JobState.CANCELLED and task is not None:
+        task, before = self._tasks.get(job.job_id), self._latest.get(job.job_id)
+        if task is None:
+            if not job.state.is_at_rest:
+                self._start(job)
+            return
+        self._latest[job.job_id] = job
+        was_running = before is not None and before.state is JobState.RUNNING
+        if job.state is JobState.CANCELLED or (job.state is JobState.PAUSED and not was_running):
             task.cancel()
-        elif not job.state.is_final and task is None:
-            task = asyncio.create_task(self._run_job(job), name=f"job {job.job_id}")
-            self._tasks[job.job_id] = task
-            task.add_done_callback(lambda _: self._tasks.pop(job.job_id, None))
+        elif before is not None and job.wanted is not before.wanted and job.job_id in self._runs:
+            self._runs[job.job_id].want(job.wanted)
+
+    def _start(self, job: Job) -> None:
+        self._latest[job.job_id] = job
+        task = asyncio.create_task(self._run_job(job), name=f"job {job.job_id}")
+        self._tasks[job.job_id] = task
+        task.add_done_callback(lambda _: self._ended(job.job_id))
+
+    def _ended(self, job_id: str) -> None:
+        del self._tasks[job_id]
+        latest = self._latest.pop(job_id)
+        # It may have been resumed while its last run let go of the shards.
+        if latest.state is JobState.PENDING and not self._stopping:
+            self._start(latest)
 
     async def _run_job(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.job_id)
@@ -103,7 +132,7 @@ class Dispatcher:
             await self._plan_and_run(job)
         except asyncio.CancelledError as error:
             if error.args == (_STOPPED,):
-                await self._end(job.job_id, JobState.FAILED, error=_STOPPED)
+                await self._stopped(job.job_id)
             log.info("job stopped")
         except ReallocError as error:
             log.warning("job failed", error=str(error), kind=type(error).__name__)
@@ -113,28 +142,148 @@ class Dispatcher:
             reason = "an internal error; the scheduler's log has the details"
             await self._end(job.job_id, JobState.FAILED, error=reason)
 
+    async def _stopped(self, job_id: str) -> None:
+        """A job whose runner is gone: one that can be resumed waits for the next leader, one
+        that was not on its shards yet simply goes on waiting."""
+
+        def change(job: Job) -> Job:
+            if job.state not in _ON_SHARDS:
+                return job
+            if not job.experiment.checkpoint.folder:
+                return replace(
+                    job, state=JobState.FAILED, error=_STOPPED, activity="", end_time=time.time()
+                )
+            return replace(
+                job, state=JobState.RECOVERING, activity="its scheduler was stopped; it goes on"
+            )
+
+        with suppress(ReallocError):
+            await self._jobs.update(job_id, change)
+
     async def _plan_and_run(self, job: Job) -> None:
         with job_spans(job.job_id, job.experiment.algorithm) as spans:
             # One after the other, so that jobs queue for devices in the order they came.
             async with self._planning:
                 admission = await self._admit(job.experiment)
-                await self._advance(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
-                with span(Span.JOB_PLAN):
-                    plan = await self._plan(admission)
-                await self._advance(
-                    job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
-                )
+                plan = await self._planned(job, admission, spans)
                 trainers = trainer_devices(admission.graph, plan)
                 generators = generation_devices(admission.graph, plan)
                 reservation = self._devices.reserve({*trainers, *generators})
             async with reservation:
-                await self._advance(job.job_id, JobState.STARTING, activity="connecting to shards")
-                shards = await self._connect_shards(trainers, generators)
-                try:
-                    checkpoint = await self._run_guarded(job.job_id, admission, plan, shards, spans)
-                finally:
-                    await shards.close()
-                await self._end(job.job_id, JobState.SUCCEEDED, checkpoint=checkpoint)
+                end = await self._run_until_it_ends(job, admission, plan, spans)
+                if end.paused:
+                    await self._end(job.job_id, JobState.PAUSED, wanted=Wanted.NOTHING)
+                else:
+                    await self._end(
+                        job.job_id,
+                        JobState.SUCCEEDED,
+                        checkpoint=end.checkpoint,
+                        wanted=Wanted.NOTHING,
+                    )
+
+    async def _planned(self, job: Job, admission: Admission, spans: JobSpans) -> ExecutionPlan:
+        """The job's plan; one that it had when it was resumed is kept, so that its numbers go on
+        bit by bit."""
+        if job.state is JobState.RECOVERING and job.plan is not None:
+            await self._jobs.update(job.job_id, partial(replace, trace_id=spans.trace_id))
+            return job.plan
+        await self._jobs.move(job.job_id, JobState.PLANNING, trace_id=spans.trace_id)
+        plan = job.plan
+        if plan is None or not _fits(plan, self._settings.cluster):
+            with span(Span.JOB_PLAN):
+                plan = await self._plan(admission)
+        await self._jobs.move(
+            job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
+        )
+        return plan
+
+    async def _run_until_it_ends(
+        self, job: Job, admission: Admission, plan: ExecutionPlan, spans: JobSpans
+    ) -> RunEnd:
+        """Run a job, again and again where it loses a shard and has where to go on from."""
+        gone: frozenset[Member] = frozenset()
+        seconds = self._settings.member_timeout_seconds
+        if job.state is JobState.RECOVERING:
+            seconds = self._settings.recovery_timeout_seconds
+        while True:
+            members = JobMembers(self._members, timeout_seconds=seconds, gone=gone)
+            try:
+                return await self._run_once(job.job_id, admission, plan, spans, members)
+            except ShardLost as error:
+                await self._recover(job.job_id, error)
+                gone |= error.members
+                seconds = self._settings.recovery_timeout_seconds
+
+    async def _run_once(
+        self,
+        job_id: str,
+        admission: Admission,
+        plan: ExecutionPlan,
+        spans: JobSpans,
+        members: JobMembers,
+    ) -> RunEnd:
+        resume = await asyncio.to_thread(self._resume_point, admission)
+        shards = connect_shards(
+            self._connect,
+            trainers=await members.on_devices("trainer", trainer_devices(admission.graph, plan)),
+            generators=await members.on_devices(
+                "generation", generation_devices(admission.graph, plan)
+            ),
+            param_store=await members.one("param_store"),
+        )
+        await self._jobs.move(job_id, JobState.STARTING, activity="connecting to shards")
+        run = self._runs[job_id] = JobRun(
+            jobs=self._jobs,
+            members=self._members,
+            job_id=job_id,
+            admission=admission,
+            plan=plan,
+            shards=shards,
+            spans=spans,
+            resume=resume,
+        )
+        run.want(self._latest[job_id].wanted)
+        try:
+            return await run.run()
+        finally:
+            del self._runs[job_id]
+            await shards.close()
+
+    def _resume_point(self, admission: Admission) -> ResumePoint:
+        """Where the job goes on, if anywhere.
+
+        Raises:
+            InvalidInput: the checkpoint is of something else.
+        """
+        point = resume_point(admission.experiment.checkpoint)
+        if point.checkpoint is not None:
+            check_same_job(admission, read_saved_job(point.checkpoint))
+        return point
+
+    async def _recover(self, job_id: str, error: ShardLost) -> None:
+        """Make a job that lost a shard wait for another try.
+
+        Raises:
+            ShardLost: it has nowhere to go on from, or has lost shards too often.
+        """
+        job = await self._jobs.get(job_id)
+        settings = job.experiment.checkpoint
+        if not settings.folder:
+            raise error
+        if job.recoveries >= settings.max_recoveries:
+            raise ShardLost(
+                f"{error} (after {job.recoveries} recoveries without a new checkpoint)",
+                error.members,
+            )
+        log.warning("job recovers", reason=str(error), recoveries=job.recoveries + 1)
+        record(Metric.RECOVERIES, 1)
+        await self._jobs.move(
+            job_id,
+            JobState.RECOVERING,
+            recoveries=job.recoveries + 1,
+            activity="waiting for its processes to be back",
+            warning=f"recovered: {error}",
+        )
 
     async def _admit(self, experiment: Experiment) -> Admission:
         return await asyncio.to_thread(
@@ -142,142 +291,24 @@ class Dispatcher:
         )
 
     async def _plan(self, admission: Admission) -> ExecutionPlan:
-        member = await self._one("plan_search")
+        seconds = self._settings.member_timeout_seconds
+        member = await JobMembers(self._members, timeout_seconds=seconds).one("plan_search")
         channel = self._connect(member.address)
         try:
             return await search_plan(
                 plan_search_pb2_grpc.PlanSearchServiceStub(channel),
                 admission,
-                self._settings.cluster,
+                real_cluster(self._settings.cluster, self._members.current("trainer")),
                 seconds=self._settings.search_seconds,
             )
         finally:
             await channel.close()
 
-    async def _connect_shards(
-        self, trainers: Collection[int], generators: Collection[int]
-    ) -> JobShards:
-        return connect_shards(
-            self._connect,
-            trainers=await self._on_devices("trainer", trainers),
-            generators=await self._on_devices("generation", generators),
-            param_store=await self._one("param_store"),
-        )
-
-    async def _run_guarded(
-        self,
-        job_id: str,
-        admission: Admission,
-        plan: ExecutionPlan,
-        shards: JobShards,
-        spans: JobSpans,
-    ) -> str:
-        """Run a job until it ends or one of its processes leaves the cluster."""
-        activity = _Activity(self._jobs, job_id)
-        runner = JobRunner(
-            job_id=job_id,
-            admission=admission,
-            plan=plan,
-            shards=shards,
-            events=self._events(job_id, activity),
-            spans=spans,
-        )
-        guard = asyncio.create_task(self._members.wait_left(shards.members))
-        work = asyncio.create_task(self._start_and_run(job_id, runner))
-        shown = asyncio.create_task(activity.run())
-        try:
-            await asyncio.wait([guard, work], return_when=asyncio.FIRST_COMPLETED)
-            if guard.done() and (not work.done() or work.exception() is not None):
-                left = guard.result()
-                raise JobFailed(f"{left.name} ({left.address}) left the cluster while the job ran")
-            return work.result()
-        except Unavailable as error:
-            # The process that broke the call may leave a moment later: name it, not its peer.
-            raise JobFailed(await self._cause(guard, str(error))) from error
-        finally:
-            for task in (guard, work, shown):
-                task.cancel()
-            await asyncio.gather(guard, work, shown, return_exceptions=True)
-            await runner.end()
-
-    async def _cause(self, guard: "asyncio.Task[Member]", error: str) -> str:
-        with suppress(TimeoutError):
-            left = await asyncio.wait_for(asyncio.shield(guard), 2.0)
-            return f"{left.name} ({left.address}) left the cluster while the job ran: {error}"
-        return error
-
-    async def _start_and_run(self, job_id: str, runner: JobRunner) -> str:
-        with span(Span.JOB_SETUP):
-            await runner.start()
-        await self._advance(job_id, JobState.RUNNING, start_time=time.time())
-        return await runner.run()
-
-    def _events(self, job_id: str, activity: "_Activity") -> JobEvents:
-        async def reported(report: IterationReport) -> None:
-            await self._jobs.add_report(job_id, report)
-            await self._jobs.update(job_id, lambda job: replace(job, iteration=report.iteration))
-
-        async def evaluated(evaluation: Evaluation) -> None:
-            await self._jobs.update(
-                job_id, lambda job: replace(job, evaluations=(*job.evaluations, evaluation))
-            )
-
-        return JobEvents(reported=reported, evaluated=evaluated, progress=activity.set)
-
-    async def _advance(self, job_id: str, state: JobState, **changes: Any) -> None:
-        """Move a job on; a take-over may find it further along already."""
-
-        def change(job: Job) -> Job:
-            return replace(job, state=state, **changes)
-
-        await self._jobs.update(job_id, change)
-
     async def _end(self, job_id: str, state: JobState, **changes: Any) -> None:
         with suppress(ReallocError):
-            await self._advance(job_id, state, end_time=time.time(), activity="", **changes)
-
-    async def _one(self, kind: str) -> Member:
-        members = await self._members.wait_for(
-            {kind: 1}, timeout_seconds=self._settings.member_timeout_seconds
-        )
-        return members[0]
-
-    async def _on_devices(self, kind: str, devices: Collection[int]) -> dict[int, Member]:
-        """The process of a kind on each device; waits for those that are still starting."""
-        try:
-            async with asyncio.timeout(self._settings.member_timeout_seconds):
-                async for _ in self._members.changes():
-                    present = {each.device: each for each in self._members.current(kind)}
-                    if all(device in present for device in devices):
-                        return {device: present[device] for device in devices}
-        except TimeoutError:
-            pass
-        present = {each.device: each for each in self._members.current(kind)}
-        missing = sorted(set(devices) - set(present))
-        raise NotFound(f"no {kind} shard is registered for device {', '.join(map(str, missing))}")
+            await self._jobs.move(job_id, state, end_time=time.time(), activity="", **changes)
 
 
-class _Activity:
-    """What the job is doing, written to the store a few times a second at most."""
-
-    def __init__(self, jobs: JobStore, job_id: str) -> None:
-        self._jobs = jobs
-        self._job_id = job_id
-        self._text = ""
-        self._changed = asyncio.Event()
-
-    def set(self, text: str) -> None:
-        """Show a phrase as soon as the store may be written again."""
-        if text != self._text:
-            self._text = text
-            self._changed.set()
-
-    async def run(self) -> None:
-        """Write changes until cancelled; a store out of reach loses a phrase, not the job."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            change = partial(replace, activity=self._text)
-            with suppress(ReallocError):
-                await self._jobs.update(self._job_id, change)
-            await asyncio.sleep(0.25)
+def _fits(plan: ExecutionPlan, cluster: Cluster) -> bool:
+    """True where the cluster has every mesh of a plan."""
+    return {placement.mesh for placement in plan.placements} <= set(cluster.meshes())

@@ -5,12 +5,12 @@
 /realloc/requests/<request id>            job id of a submission, for idempotence
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
-from realloc.coordination.store import Compare, CompareFailed, Entry, Event, Store
+from realloc.coordination.store import Compare, CompareFailed, Entry, Event, Store, until_answered
 from realloc.core.errors import Conflict, NotFound, Unavailable
 from realloc.core.job import TRANSITIONS, IterationReport, Job, JobState
 from realloc.wire.convert import from_proto, to_proto
@@ -34,21 +34,38 @@ class JobStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def create(self, job: Job) -> Job:
-        """Add a job; a request id that came before returns the job of that time."""
+    async def create(self, job: Job, reports: Sequence[IterationReport] = ()) -> Job:
+        """Add a job; a request id that came before returns the job of that time.
+
+        Args:
+            reports: what iterations measured that another job, or another cluster, ran for it.
+        """
+        for report in reports:
+            await self.add_report(job.job_id, report)
         put = {_JOBS + job.job_id: _encode(job)}
         compare = [Compare.absent(_JOBS + job.job_id)]
         if job.request_id:
             put[_REQUESTS + job.request_id] = job.job_id.encode()
             compare.append(Compare.absent(_REQUESTS + job.request_id))
         try:
-            await self._store.transact(compare=compare, put=put)
+            # Where an attempt without an answer was applied, the next one finds its request.
+            await until_answered(
+                lambda seconds: self._store.transact(
+                    compare=compare, put=put, timeout_seconds=seconds
+                ),
+                self._store.timeout_seconds,
+            )
         except CompareFailed:
-            earlier = await self._store.get(_REQUESTS + job.request_id)
+            earlier = await self.of_request(job.request_id)
             if earlier is None:
                 raise
-            return await self.get(earlier.value.decode())
+            return earlier
         return job
+
+    async def of_request(self, request_id: str) -> Job | None:
+        """The job of an earlier submission with this request id."""
+        earlier = await self._store.get(_REQUESTS + request_id)
+        return await self.get(earlier.value.decode()) if earlier else None
 
     async def get(self, job_id: str) -> Job:
         """One job.
@@ -63,8 +80,10 @@ class JobStore:
         jobs = [_decode(entry) for entry in await self._store.list(_JOBS)]
         return tuple(sorted(jobs, key=lambda job: (-job.submit_time, job.job_id)))
 
-    async def update(self, job_id: str, change: Callable[[Job], Job]) -> Job:
-        """Change a job; a job that has ended stays as it is.
+    async def update(
+        self, job_id: str, change: Callable[[Job], Job], *, at_rest: bool = False
+    ) -> Job:
+        """Change a job; one at rest stays as it is, unless `at_rest` says that it is meant.
 
         Raises:
             Conflict: the transition table does not allow the new state.
@@ -75,7 +94,7 @@ class JobStore:
             if entry is None:
                 raise NotFound(f"there is no job {job_id!r}")
             before = _decode(entry)
-            after = before if before.state.is_final else change(before)
+            after = before if before.state.is_at_rest and not at_rest else change(before)
             if after.state is not before.state and after.state not in TRANSITIONS[before.state]:
                 raise Conflict(
                     f"job {job_id} is {before.state.value} and cannot become {after.state.value}"
@@ -120,7 +139,7 @@ class JobStore:
                     seen += 1
                     yield JobChange(job=job, report=await self.report(job_id, seen))
                 yield JobChange(job=job)
-                if job.state.is_final:
+                if job.state.is_at_rest:
                     return
                 entry = await self._next_change(events, entry)
 

@@ -1,8 +1,9 @@
 """The life of one job on its shards: start, iterate, evaluate, save, and always let go."""
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from realloc.api.param_store.v1 import param_store_pb2
 from realloc.api.shard.v1 import shard_pb2
 from realloc.api.trainer.v1 import trainer_pb2
 from realloc.api.types.v1 import types_pb2
+from realloc.coordination.membership import Member
+from realloc.core.checkpoint_folder import Checkpoint, Manifest
+from realloc.core.errors import JobFailed
 from realloc.core.experiment import Experiment
-from realloc.core.job import Evaluation, IterationReport, ReallocationReport
-from realloc.core.kl_controller import initial_kl_controller
+from realloc.core.job import Evaluation, IterationReport, ReallocationReport, Wanted
+from realloc.core.kl_controller import KlController, initial_kl_controller
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.dataflow.graph import CallKind, DataflowGraph
@@ -21,8 +25,10 @@ from realloc.telemetry.names import Span
 from realloc.telemetry.spans import span
 from realloc.wire.convert import to_proto
 from services.scheduler.admission import Admission, AdmittedModel
+from services.scheduler.checkpoints import CheckpointEvents, JobCheckpoints
 from services.scheduler.function_calls import FunctionCalls, Progress
 from services.scheduler.iteration import IterationRunner, Spans
+from services.scheduler.saved_job import plain_architecture
 from services.scheduler.shards import JobShards, TrainerShard, replica_devices
 from services.scheduler.together import together
 
@@ -37,6 +43,17 @@ class JobEvents:
     reported: Callable[[IterationReport], Awaitable[None]]
     evaluated: Callable[[Evaluation], Awaitable[None]]
     progress: Progress
+    checkpoints: CheckpointEvents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How a run ended that nothing broke."""
+
+    paused: bool
+    """True where iterations are left."""
+    checkpoint: str = ""
+    """Folder of the final Hugging Face checkpoint; empty for none."""
 
 
 def trainer_devices(graph: DataflowGraph, plan: ExecutionPlan) -> tuple[int, ...]:
@@ -76,9 +93,15 @@ class ParamStoreReallocator:
     """Asks param-store for the generation layout of a model."""
 
     def __init__(
-        self, job_id: str, experiment: Experiment, shards: JobShards, placement: CallPlacement
+        self,
+        job_id: str,
+        run_id: str,
+        experiment: Experiment,
+        shards: JobShards,
+        placement: CallPlacement,
     ) -> None:
         self._job_id = job_id
+        self._run_id = run_id
         self._experiment = experiment
         self._shards = shards
         self._layout = Layout(
@@ -100,7 +123,8 @@ class ParamStoreReallocator:
         ]
         trainers = [self._shards.trainers[device] for device in self.trainer_devices[model_id]]
         request = param_store_pb2.ReallocateRequest(
-            request_id=f"{self._job_id}/{model_id}/{weight_version}",
+            # A job that recovers brings the versions of repeated iterations again.
+            request_id=f"{self._job_id}/{self._run_id}/{model_id}/{weight_version}",
             job_id=self._job_id,
             model_id=model_id,
             target=to_proto(self._layout, types_pb2.Layout),
@@ -136,8 +160,14 @@ class JobRunner:
         shards: JobShards,
         events: JobEvents,
         spans: Spans,
+        resume: Checkpoint | None,
     ) -> None:
+        """
+        Args:
+            resume: what to go on from; None to begin with the first iteration.
+        """
         self._job_id = job_id
+        self._run_id = uuid.uuid4().hex[:8]
         self._admission = admission
         self._experiment = admission.experiment
         self._graph = admission.graph
@@ -146,6 +176,19 @@ class JobRunner:
         self._events = events
         self._spans = spans
         self._timeout = self._experiment.call_timeout_seconds
+        self._resume = resume
+        self._done = resume.manifest.iteration if resume else 0
+        self._wanted = Wanted.NOTHING
+        self.unanswered: tuple[Member, ...] = ()
+        """Processes that did not answer when the job let go of them."""
+        self._checkpoints = JobCheckpoints(
+            job_id=job_id,
+            settings=self._experiment.checkpoint,
+            shards=shards,
+            events=events.checkpoints,
+            timeout_seconds=self._timeout,
+        )
+        self._checkpoints.saved_iteration = self._done
         self._reallocator = self._make_reallocator()
         self._iterations = IterationRunner(
             experiment=self._experiment,
@@ -156,8 +199,10 @@ class JobRunner:
             reallocator=self._reallocator,
             spans=spans,
             progress=events.progress,
-            kl_controller=initial_kl_controller(self._experiment.ppo),
+            kl_controller=self._kl_controller(),
         )
+        if resume is not None:
+            self._iterations.weight_versions |= resume.manifest.weight_versions
 
     async def start(self) -> None:
         """Bring up engines and models on every shard of the job."""
@@ -166,26 +211,98 @@ class JobRunner:
         for model in self._admission.models:
             self._events.progress(f"building {model.model_id}")
             await self._create_model(model)
+        if self._resume is not None:
+            await self._restore(self._resume)
         await self._register_models()
 
-    async def run(self) -> str:
-        """All iterations; the folder of the final checkpoint, or an empty string."""
-        await self._evaluate(0)
-        for iteration in range(1, self._experiment.iterations + 1):
-            report = await self._iterations.run(iteration)
-            await self._events.reported(report)
-            await self._release_batches(before_iteration=iteration + 1)
-            every = self._experiment.evaluation.every if self._experiment.evaluation else 0
-            if iteration == self._experiment.iterations or (every and iteration % every == 0):
-                await self._evaluate(iteration)
-        return await self._save_checkpoint()
+    def want(self, wanted: Wanted) -> None:
+        """Ask for a checkpoint, or a pause, after the iteration that runs."""
+        self._wanted = wanted
+
+    async def run(self) -> RunEnd:
+        """The iterations that are left, unless the job is to pause before."""
+        if not self._done:
+            await self._evaluate(0)
+        while self._done < self._experiment.iterations:
+            if self._wanted is Wanted.PAUSE:
+                await self._pause()
+                return RunEnd(paused=True)
+            await self._run_iteration(self._done + 1)
+        await self._checkpoints.settle()
+        return RunEnd(paused=False, checkpoint=await self._save_checkpoint())
+
+    async def _run_iteration(self, iteration: int) -> None:
+        report = await self._iterations.run(iteration)
+        report = replace(report, saved_iteration=self._checkpoints.saved_iteration)
+        await self._events.reported(report)
+        await self._release_batches(before_iteration=iteration + 1)
+        self._done = iteration
+        every = self._experiment.evaluation.every if self._experiment.evaluation else 0
+        if iteration == self._experiment.iterations or (every and iteration % every == 0):
+            await self._evaluate(iteration)
+        if self._checkpoint_is_due():
+            await self._save_state()
+
+    async def _pause(self) -> None:
+        """Save what has not been saved yet.
+
+        Raises:
+            JobFailed: it could not be written.
+        """
+        await self._checkpoints.settle()
+        if self._checkpoints.saved_iteration < self._done:
+            await self._save_state()
+            await self._checkpoints.settle()
+        if self._checkpoints.saved_iteration < self._done:
+            raise JobFailed(
+                f"it was to pause after iteration {self._done}, which could not be saved; it can "
+                f"be resumed after iteration {self._checkpoints.saved_iteration}"
+            )
+
+    def _checkpoint_is_due(self) -> bool:
+        settings = self._experiment.checkpoint
+        last = self._done == self._experiment.iterations
+        wanted = self._wanted is not Wanted.NOTHING
+        return bool(settings.folder) and (last or wanted or self._done % settings.every == 0)
+
+    async def _save_state(self) -> None:
+        """Begin a checkpoint of everything up to the iteration that has ended."""
+        if self._wanted is Wanted.CHECKPOINT:
+            self._wanted = Wanted.NOTHING
+        self._events.progress("saving a checkpoint")
+        trained = [model for model in self._admission.models if model.trains]
+        await self._checkpoints.save(
+            Manifest(
+                job_id=self._job_id,
+                iteration=self._done,
+                weight_versions={
+                    model.model_id: self._iterations.weight_versions[model.model_id]
+                    for model in trained
+                },
+                kl_coefficient=self._iterations.kl_coefficient,
+                layouts={model.model_id: self._layout(model).short for model in trained},
+                architectures={
+                    model.model_id: plain_architecture(model.architecture) for model in trained
+                },
+                data_rows=self._admission.data.num_rows,
+                files=(),
+                tensors={},
+            )
+        )
 
     async def end(self) -> None:
         """Let go of every shard; a shard that does not answer is left to itself."""
-        await asyncio.gather(
+        await self._checkpoints.close()
+        members = [
+            *(shard.member for shard in self._shards.trainers.values()),
+            *(shard.member for shard in self._shards.generators.values()),
+            self._shards.members[-1],  # param-store
+        ]
+        answers = await asyncio.gather(
             *(
                 shard.trainer.EndJob(
-                    trainer_pb2.EndJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+                    trainer_pb2.EndJobRequest(job_id=self._job_id, run_id=self._run_id),
+                    timeout=_END_SECONDS,
                 )
                 for shard in self._shards.trainers.values()
             ),
@@ -200,6 +317,17 @@ class JobRunner:
             ),
             return_exceptions=True,
         )
+        self.unanswered = tuple(
+            member
+            for member, answer in zip(members, answers, strict=True)
+            if isinstance(answer, Exception)
+        )
+
+    def _kl_controller(self) -> KlController:
+        controller = initial_kl_controller(self._experiment.ppo)
+        if self._resume is None:
+            return controller
+        return replace(controller, coefficient=self._resume.manifest.kl_coefficient)
 
     def _make_reallocator(self) -> ParamStoreReallocator | None:
         generating = [call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE]
@@ -207,6 +335,7 @@ class JobRunner:
             return None
         reallocator = ParamStoreReallocator(
             self._job_id,
+            self._run_id,
             self._experiment,
             self._shards,
             self._plan.placement(generating[0].name),
@@ -228,6 +357,7 @@ class JobRunner:
             shard.trainer.StartJob(
                 trainer_pb2.StartJobRequest(
                     job_id=self._job_id,
+                    run_id=self._run_id,
                     rank=rank,
                     devices=list(self._shards.trainers),
                     store_host=meeting.host,
@@ -261,13 +391,7 @@ class JobRunner:
 
     async def _create_model(self, model: AdmittedModel) -> None:
         """Build a model on its mesh; every trainer takes part in making its groups."""
-        placement = model_placement(self._graph, self._plan, model.model_id)
-        layout = Layout(
-            kind=LayoutKind.MEGATRON,
-            strategy=placement.strategy,
-            devices=tuple(placement.mesh.devices),
-        )
-        settings = model.settings
+        layout, settings = self._layout(model), model.settings
 
         def request(shard: TrainerShard) -> trainer_pb2.CreateModelRequest:
             message = trainer_pb2.CreateModelRequest(
@@ -280,6 +404,7 @@ class JobRunner:
                 checkpoint="" if settings.random_weights else settings.checkpoint,
                 seed=self._experiment.seed,
                 tokenizer=settings.checkpoint,
+                empty=model.trains and self._resume is not None,
             )
             if model.trains:
                 message.optimizer.CopyFrom(
@@ -292,15 +417,42 @@ class JobRunner:
             shard.trainer.CreateModel(message, timeout=self._timeout) for shard, message in requests
         )
 
-    async def _register_models(self) -> None:
-        for model in self._admission.models:
-            placement = model_placement(self._graph, self._plan, model.model_id)
-            layout = Layout(
-                kind=LayoutKind.MEGATRON,
-                strategy=placement.strategy,
-                devices=tuple(placement.mesh.devices),
+    def _layout(self, model: AdmittedModel) -> Layout:
+        """Where a model's calls on trainers run."""
+        placement = model_placement(self._graph, self._plan, model.model_id)
+        return Layout(
+            kind=LayoutKind.MEGATRON,
+            strategy=placement.strategy,
+            devices=tuple(placement.mesh.devices),
+        )
+
+    async def _restore(self, checkpoint: Checkpoint) -> None:
+        """Every trainer fills its models that train."""
+        self._events.progress(f"restoring iteration {checkpoint.manifest.iteration}")
+        requests = [
+            (
+                shard,
+                trainer_pb2.RestoreStateRequest(
+                    job_id=self._job_id,
+                    sequence=shard.next_sequence(),
+                    checkpoint=str(checkpoint.path),
+                ),
             )
-            names = [self._shards.trainers[device].member.name for device in placement.mesh.devices]
+            for shard in self._shards.trainers.values()
+        ]
+        with span(Span.CHECKPOINT_RESTORE):
+            await together(
+                shard.trainer.RestoreState(message, timeout=self._timeout)
+                for shard, message in requests
+            )
+
+    async def _register_models(self) -> None:
+        # A run of this job that broke may have left some.
+        release = param_store_pb2.ReleaseJobRequest(job_id=self._job_id)
+        await self._shards.param_store.ReleaseJob(release, timeout=self._timeout)
+        for model in self._admission.models:
+            layout = self._layout(model)
+            names = [self._shards.trainers[device].member.name for device in layout.devices]
             message = param_store_pb2.Model(
                 job_id=self._job_id,
                 model_id=model.model_id,
@@ -308,7 +460,9 @@ class JobRunner:
                 head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
                 layouts=[
                     param_store_pb2.PlacedLayout(
-                        layout=to_proto(layout, types_pb2.Layout), shards=names, weight_version=0
+                        layout=to_proto(layout, types_pb2.Layout),
+                        shards=names,
+                        weight_version=self._iterations.weight_versions[model.model_id],
                     )
                 ],
             )

@@ -12,13 +12,13 @@ from realloc.api.scheduler.v1 import scheduler_pb2 as pb
 from realloc.api.scheduler.v1 import scheduler_pb2_grpc
 from realloc.core.errors import InvalidInput, NotFound, Unavailable
 from realloc.core.experiment import Experiment
-from realloc.core.job import Job, JobState
+from realloc.core.job import Job
 from realloc.telemetry.recorded import orphans, read_spans
 from realloc.telemetry.timeline import trace_events
 from realloc.wire.convert import from_proto, to_proto
-from services.scheduler.admission import admit
-from services.scheduler.dispatcher import DispatcherSettings
+from services.scheduler.job_changes import cancelled, pausing, saving
 from services.scheduler.job_store import JobChange, JobStore
+from services.scheduler.resumption import Resumption
 
 _MAX_PAGE = 1000
 _PIECE_BYTES = 512 * 1024
@@ -29,9 +29,9 @@ _TRACE_SECONDS = 5.0
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Works through the store alone, so that any scheduler process can answer."""
 
-    def __init__(self, jobs: JobStore, settings: DispatcherSettings, trace_dir: str) -> None:
+    def __init__(self, jobs: JobStore, resumption: Resumption, trace_dir: str) -> None:
         self._jobs = jobs
-        self._settings = settings
+        self._resumption = resumption
         self._trace_dir = trace_dir
         self._closed = asyncio.Event()
 
@@ -41,17 +41,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         experiment = from_proto(request.experiment, Experiment)
-        await asyncio.to_thread(
-            admit, experiment, self._settings.cluster, reward_roots=self._settings.reward_roots
-        )
         job = Job(
             job_id="" if request.validate_only else _new_id(experiment.name),
             experiment=experiment,
             submit_time=time.time(),
             request_id=request.request_id or uuid.uuid4().hex,
         )
-        if not request.validate_only:
-            job = await self._jobs.create(job)
+        job = await self._resumption.submit(
+            job, resume=request.resume, validate_only=request.validate_only
+        )
         return pb.SubmitJobResponse(job=to_proto(job, pb.Job))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
@@ -79,10 +77,25 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         )
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        job = await self._jobs.move(
-            request.job_id, JobState.CANCELLED, end_time=time.time(), activity=""
-        )
+        job = await self._jobs.update(request.job_id, cancelled, at_rest=True)
         return pb.CancelJobResponse(job=to_proto(job, pb.Job))
+
+    async def SaveJob(self, request: pb.SaveJobRequest, context: Any) -> pb.SaveJobResponse:
+        job = await self._jobs.update(request.job_id, saving, at_rest=True)
+        return pb.SaveJobResponse(job=to_proto(job, pb.Job))
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
+        job = await self._jobs.update(request.job_id, pausing)
+        return pb.PauseJobResponse(job=to_proto(job, pb.Job))
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
+        if bool(request.job_id) == bool(request.folder):
+            raise InvalidInput.at("job_id", "give either the job's id or its checkpoint folder")
+        if request.folder:
+            job = await self._resumption.resume_folder(request.folder)
+        else:
+            job = await self._resumption.resume_job(request.job_id)
+        return pb.ResumeJobResponse(job=to_proto(job, pb.Job))
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Any
@@ -103,7 +116,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             raise NotFound("this cluster keeps no traces; set trace_dir on its services")
         if not job.trace_id:
             raise NotFound(f"job {job.job_id} has not begun, so it has no trace yet")
-        if job.state.is_final:
+        if job.state.is_at_rest:
             await self._wait_for_spans(job.trace_id)
         text = await asyncio.to_thread(trace_events, self._trace_dir, job.trace_id)
         for start in range(0, len(text), _PIECE_BYTES):

@@ -1,9 +1,9 @@
 """What the trainer service asks of an engine. Calls are blocking and run in one thread.
 
-`start_job`, `create_model` and `end_job` are collective over the job's world, `infer`, `train`
-and `save_checkpoint` over the model's layout; all ranks make them in the same order. A call
-that raises leaves the engine unusable for the job where its collectives were cut off; the
-process then exits and is started anew.
+`start_job`, `create_model`, `restore` and `end_job` are collective over the job's world,
+`infer`, `train` and `save_checkpoint` over the model's layout; all ranks make them in the same
+order. A call that raises leaves the engine unusable for the job where its collectives were cut
+off; the process then exits and is started anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,11 @@ from typing import Protocol
 import torch
 
 from realloc.core.batch import Batch
+from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.settings import OptimizerSettings, PpoSettings
+from services.trainer.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,8 @@ class JobWorld:
     """The processes of one job, one rank per device of the job."""
 
     job_id: str
+    run_id: str
+    """Differs between two starts of the same job."""
     rank: int
     """This process within the job's world."""
     devices: tuple[int, ...]
@@ -53,6 +57,8 @@ class ModelSpec:
     """Standard deviation of random weights, as the Hugging Face configuration names it."""
     recompute: bool = False
     """Recompute activations in the backward pass."""
+    empty: bool = False
+    """Load nothing: `restore` will fill the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,14 @@ class TrainerEngine(Protocol):
         `source` is a folder whose tokenizer and further configuration are carried over; empty
         for that of the checkpoint that the model came from.
         """
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """A copy in host memory of what this rank has to save of all models that train."""
+        ...
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Fill every model that trains with what the ranks of any world saved."""
         ...
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:

@@ -6,7 +6,7 @@ its calls in the same order, from one thread.
 """
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from realloc.core.batch import Batch
+from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from realloc.core.layout import LayoutKind
 from realloc.reallocation.families import canonical_tensors
@@ -33,7 +34,14 @@ from services.trainer.megatron_model import (
     make_trainable,
 )
 from services.trainer.network import choose_gloo_interface
+from services.trainer.saved_state import SavedState
+from services.trainer.snapshot import Snapshot
 from services.trainer.training import train
+from services.trainer.training_state import (
+    restore_model,
+    restore_random_state,
+    take_snapshot,
+)
 from services.trainer.weights import (
     HuggingFaceWeights,
     RandomWeights,
@@ -76,9 +84,10 @@ class MegatronEngine:
             raise Conflict(f"job {self._job.world.job_id} runs on this shard; end it first")
         timeout = timedelta(seconds=world.timeout_seconds)
         try:
-            # Jobs that follow each other meet at the same store, each under its own names.
+            # Jobs that follow each other meet at the same store, each under its own names, and
+            # so do the starts of a job that was resumed.
             store = dist.PrefixStore(
-                world.job_id,
+                f"{world.job_id}/{world.run_id}",
                 connect_store(world.store_host, world.store_port, world.timeout_seconds),
             )
             dist.init_process_group(
@@ -118,7 +127,8 @@ class MegatronEngine:
         vocabulary = padded_vocab_size(architecture, LayoutKind.MEGATRON, layout.strategy.tensor)
         model = build_module(spec, groups, vocabulary, self._device)
         table = local_parameters(architecture, layout, ranks.index(job.world.rank))
-        load_weights(model.parameters(), table, canonical_tensors(architecture), source)
+        if source is not None:
+            load_weights(model.parameters(), table, canonical_tensors(architecture), source)
         if spec.optimizer is not None:
             make_trainable(model, spec.optimizer)
         job.models[spec.model_id] = model
@@ -140,6 +150,41 @@ class MegatronEngine:
         model = self._model(model_id)
         origin = source or model.spec.checkpoint
         save_checkpoint(model, Path(folder), Path(origin) if origin else None)
+
+    def snapshot(self) -> Snapshot:
+        """Copy to host memory what this rank has to save of all models that train."""
+        return take_snapshot(self._running().models, self._device)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Fill every model that trains from a checkpoint of any layout.
+
+        Raises:
+            InvalidInput: a file is missing, has changed or lacks something; raised on the ranks
+                that saw it, `Unavailable` on the others. No model has been touched then.
+        """
+        job = self._running()
+        state = SavedState(checkpoint)
+        self._agree(lambda: state.verify(job.world.rank, len(job.world.devices)))
+        for model_id, model in job.models.items():
+            if model.optimizer is not None:
+                restore_model(model_id, model, state)
+        random_state = state.random_state(job.world.rank)
+        if random_state is not None:
+            restore_random_state(random_state, self._device)
+
+    def _agree(self, check: Callable[[], None]) -> None:
+        """Run a check on every rank of the world; where it fails on one, none goes on."""
+        failure: InvalidInput | None = None
+        try:
+            check()
+        except InvalidInput as error:
+            failure = error
+        failed = torch.tensor(float(failure is not None), device=self._device)
+        dist.all_reduce(failed)
+        if failure is not None:
+            raise failure
+        if failed.item():
+            raise Unavailable("another rank found the checkpoint damaged")
 
     def parameters(self, model_id: str) -> Mapping[str, torch.Tensor]:
         """This rank's live parameters by Megatron name, contiguous; none outside the layout."""
@@ -179,7 +224,9 @@ def _check_layout(spec: ModelSpec, world: JobWorld) -> None:
         raise InvalidInput.at("layout", f"{spec.layout} names {foreign}, not devices of the job")
 
 
-def _tensor_source(spec: ModelSpec) -> TensorSource:
+def _tensor_source(spec: ModelSpec) -> TensorSource | None:
+    if spec.empty:
+        return None
     random = RandomWeights(spec.seed, spec.initializer_range)
     if not spec.checkpoint:
         return random

@@ -39,7 +39,7 @@ def create_optimizer(
         adam,
         config,
         grad_scaler=None,
-        init_state_fn=_create_state,
+        init_state_fn=create_state,
         model_chunks=[wrapped],
         per_model_buffers={0: wrapped.buffers},
         data_parallel_group=groups.data,
@@ -75,8 +75,8 @@ def _parameter_groups(
     ]
 
 
-def _create_state(optimizer: torch.optim.Optimizer, config: Any = None) -> None:
-    """Zero moments, so that a checkpoint has something to load into."""
+def create_state(optimizer: torch.optim.Optimizer, config: Any = None) -> None:
+    """Zero moments where there are none yet, so that they can be saved and restored."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]

@@ -5,7 +5,7 @@ length, little-endian; a JSON header; the tensors' bytes without gaps.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,9 +21,7 @@ class SafetensorsWriter:
     def __init__(self, path: Path, tensors: Sequence[CanonicalTensor]) -> None:
         self._file = path.open("wb")
         self._sizes = iter([tensor.num_elements for tensor in tensors])
-        header = json.dumps(_header(tensors), separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)  # so that the data are aligned
-        self._file.write(len(header).to_bytes(8, "little") + header)
+        self._file.write(file_header(tensors, {"format": "pt"}))
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Append the next tensor."""
@@ -42,8 +40,9 @@ class SafetensorsWriter:
         self._file.close()
 
 
-def _header(tensors: Sequence[CanonicalTensor]) -> dict[str, object]:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def file_header(tensors: Sequence[CanonicalTensor], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors' bytes; all are float32."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
         end = start + 4 * tensor.num_elements
@@ -53,4 +52,6 @@ def _header(tensors: Sequence[CanonicalTensor]) -> dict[str, object]:
             "data_offsets": [start, end],
         }
         start = end
-    return header
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    return len(text).to_bytes(8, "little") + text

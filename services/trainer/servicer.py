@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -13,6 +15,7 @@ from realloc.api.trainer.v1 import trainer_pb2 as pb
 from realloc.api.trainer.v1 import trainer_pb2_grpc
 from realloc.api.types.v1 import types_pb2
 from realloc.core.batch import Batch, BatchReference, RaggedArray
+from realloc.core.checkpoint_folder import open_checkpoint
 from realloc.core.errors import Conflict, InvalidInput, ReallocError
 from realloc.core.layout import Layout
 from realloc.core.model import Head, ModelArchitecture
@@ -23,11 +26,12 @@ from realloc.shard.data_source import DataSource
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
-from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import Attributes, current_traceparent, span
+from realloc.telemetry.names import Attribute, Metric, Span
+from realloc.telemetry.spans import Attributes, current_traceparent, record, span
 from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
+from services.trainer.snapshot import write_snapshot
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -90,7 +94,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
         self._tokenizers[request.model_id] = request.tokenizer
-        await self._run(request.sequence, lambda: self._engine.create_model(spec))
+        with span(Span.LOAD_MODEL, {Attribute.MODEL_ID: request.model_id}):
+            await self._run(request.sequence, lambda: self._engine.create_model(spec))
         return pb.CreateModelResponse()
 
     async def RunInference(
@@ -138,9 +143,42 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
         return pb.SaveCheckpointResponse(seconds=time.monotonic() - started)
 
+    async def SaveState(
+        self, request: pb.SaveStateRequest, context: Any
+    ) -> AsyncIterator[pb.SaveStateResponse]:
+        world = self._job(request.job_id)
+        snapshot = await self._run(request.sequence, _timed(self._engine.snapshot))
+        size = snapshot.value.num_bytes
+        yield pb.SaveStateResponse(snapshot_seconds=snapshot.seconds, bytes=size)
+        path = Path(request.folder) / f"rank-{world.rank:05d}.safetensors"
+        stop = threading.Event()
+        try:
+            file = await asyncio.to_thread(write_snapshot, snapshot.value, path, stop)
+        finally:
+            stop.set()  # a caller that went away leaves nobody who would use the file
+        yield pb.SaveStateResponse(
+            snapshot_seconds=snapshot.seconds,
+            bytes=size,
+            file=to_proto(file, pb.SavedFile),
+            tensors=snapshot.value.tensors,
+        )
+
+    async def RestoreState(
+        self, request: pb.RestoreStateRequest, context: Any
+    ) -> pb.RestoreStateResponse:
+        self._job(request.job_id)
+        checkpoint = await self._or_skip(
+            request.sequence, lambda: open_checkpoint(Path(request.checkpoint))
+        )
+        restored = await self._run(
+            request.sequence, _timed(lambda: self._engine.restore(checkpoint))
+        )
+        return pb.RestoreStateResponse(seconds=restored.seconds)
+
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:
-            if self._world is not None and self._world.job_id == request.job_id:
+            world = self._world
+            if world is not None and _names(request, world):
                 await self._end(request.job_id)
         return pb.EndJobResponse()
 
@@ -207,7 +245,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             )
             for group in given.groups
         ]
-        return await self._or_skip(sequence, lambda: self._reader.read(groups))
+        with span(Span.PULL_BATCH) as current:
+            batch = await self._or_skip(sequence, lambda: self._reader.read(groups))
+            current.set_attribute(Attribute.NUM_ROWS, batch.num_rows)
+        return batch
 
     def _keep(self, request: pb.RunInferenceRequest, scored: Batch) -> BatchReference:
         """Store results under the name that the graph gives them."""
@@ -217,9 +258,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             job_id=request.job_id, iteration=request.iteration, call=request.call, batch=kept
         )
 
-    def _job(self, job_id: str) -> None:
+    def _job(self, job_id: str) -> JobWorld:
         if self._world is None or self._world.job_id != job_id:
             raise Conflict(f"this shard does not work for job {job_id!r}; start it first")
+        return self._world
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +270,21 @@ class _Timed(Generic[Result]):
 
     value: Result
     seconds: float
+
+
+def _names(request: pb.EndJobRequest, world: JobWorld) -> bool:
+    return request.job_id == world.job_id and request.run_id in ("", world.run_id)
+
+
+def _timed(work: Callable[[], Result]) -> Callable[[], _Timed[Result]]:
+    """The work, timed once the engine's thread gets to it."""
+
+    def timed() -> _Timed[Result]:
+        started = time.monotonic()
+        value = work()
+        return _Timed(value=value, seconds=time.monotonic() - started)
+
+    return timed
 
 
 def _ranked(
@@ -242,11 +299,13 @@ def _ranked(
         Attribute.CALL_SEQUENCE: request.sequence,
     }
 
+    timed = _timed(work)
+
     def spanned() -> _Timed[Result]:
-        started = time.monotonic()
         with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
-            value = work()
-        return _Timed(value=value, seconds=time.monotonic() - started)
+            done = timed()
+        record(Metric.DEVICE_BUSY_SECONDS, done.seconds, {Attribute.CALL: request.call})
+        return done
 
     return spanned
 
@@ -269,6 +328,7 @@ def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
         optimizer=optimizer,
         initializer_range=float(config.get("initializer_range", 0.02)),
         recompute=request.recompute,
+        empty=request.empty,
     )
 
 

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,13 +15,6 @@ from realloc.core.job import Job, JobState
 from tests.support.running_cluster import RunningCluster, experiment
 
 END_SECONDS = 30.0
-
-
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    """A cluster of its own: its processes get killed."""
-    with RunningCluster(tmp_path_factory.mktemp("fragile")) as running:
-        yield running
 
 
 def kill_while_running(cluster: RunningCluster, name: str) -> tuple[Job, float]:

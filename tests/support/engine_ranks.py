@@ -117,6 +117,7 @@ def start_job(ranks: EngineRanks, num_ranks: int, devices: Sequence[int] | None 
     worlds = [
         JobWorld(
             job_id=job_id,
+            run_id="first",
             rank=rank,
             devices=tuple(devices or range(num_ranks)),
             store_host=ranks.store.host,

@@ -44,6 +44,7 @@ def open_rank(rank: int, num_ranks: int, store_port: int) -> int:
     engine.start_job(
         JobWorld(
             job_id="pair",
+            run_id="first",
             rank=rank,
             devices=tuple(range(num_ranks)),
             store_host=HOST,

@@ -14,6 +14,9 @@ from realloc.client.plan_arguments import add_arguments as add_plan_arguments
 from realloc.client.security_arguments import add_certs, add_tokens
 from realloc.core.errors import InvalidInput, ReallocError
 
+_RESUMING = ("save_job", "pause_job", "resume_job", "drain")
+"""Commands of `realloc.client.resume_commands`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error, 130 when interrupted."""
@@ -56,9 +59,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     group, _, verb = name.rpartition(".")
     if group:
         return _grouped(group, verb)
-    from realloc.client import commands
+    from realloc.client import commands, resume_commands
 
-    command: Callable[[argparse.Namespace], int] = getattr(commands, name)
+    module = resume_commands if name in _RESUMING else commands
+    command: Callable[[argparse.Namespace], int] = getattr(module, name)
     return command
 
 
@@ -95,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("experiment", help="YAML file")
     submit.add_argument("--watch", action="store_true", help="show progress until the job ends")
     submit.add_argument("--validate-only", action="store_true", help="check, queue nothing")
+    submit.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoints of its folder, if any"
+    )
     submit.add_argument("--request-id", default="", help="makes a repeated submission safe")
 
     _verb(verbs, "jobs", "list_jobs", "list jobs")
@@ -107,6 +114,21 @@ def _parser() -> argparse.ArgumentParser:
 
     cancel = _verb(verbs, "cancel", "cancel_job", "cancel a job")
     cancel.add_argument("job_id")
+
+    checkpoint = _verb(verbs, "checkpoint", "save_job", "save a running job now")
+    checkpoint.add_argument("job_id")
+    _add_timeout(checkpoint)
+
+    pause = _verb(verbs, "pause", "pause_job", "save a job and stop it, to be resumed later")
+    pause.add_argument("job_id")
+    _add_timeout(pause)
+
+    resume = _verb(verbs, "resume", "resume_job", "let a paused, failed or cancelled job go on")
+    resume.add_argument("job", help="its id, or its checkpoint folder")
+    resume.add_argument("--watch", action="store_true", help="show progress until the job ends")
+
+    drain = _verb(verbs, "drain", "drain", "pause every job that can be resumed")
+    _add_timeout(drain)
 
     trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
     trace.add_argument("job_id")
@@ -134,6 +156,12 @@ def _verb(verbs: Any, name: str, command: str, text: str) -> argparse.ArgumentPa
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds to wait until it is done (600)"
+    )
 
 
 if __name__ == "__main__":

@@ -60,17 +60,25 @@ class JobHandle:
         """The job once it has succeeded.
 
         Raises:
-            JobFailed: it failed or was cancelled.
+            JobFailed: it failed, was cancelled or was paused.
         """
         for update in self.watch():
             job = update.job
         if job.state is not JobState.SUCCEEDED:
-            raise JobFailed(job.error or f"job {job.job_id} was cancelled")
+            raise JobFailed(job.error or f"job {job.job_id} was {job.state.value}")
         return job
 
     def cancel(self) -> Job:
         """Ask for the end of the job; returns at once."""
         return self._client.cancel(self.job_id)
+
+    def pause(self) -> Job:
+        """Ask the job to be saved and to stop; returns at once."""
+        return self._client.pause(self.job_id)
+
+    def save(self) -> Job:
+        """Ask for a checkpoint after the iteration that runs; returns at once."""
+        return self._client.save(self.job_id)
 
 
 class Client:
@@ -92,17 +100,22 @@ class Client:
         self._channel = connect_sync(address, security=security)
         self._scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
 
-    def submit(self, experiment: Experiment, *, request_id: str = "") -> JobHandle:
+    def submit(
+        self, experiment: Experiment, *, request_id: str = "", resume: bool = False
+    ) -> JobHandle:
         """Queue an experiment.
+
+        Args:
+            resume: go on from the newest checkpoint of the experiment's folder, if there is one.
 
         Raises:
             InvalidInput: every problem of it, with the paths of the fields.
         """
-        return JobHandle(self, self._submit(experiment, request_id, validate_only=False))
+        return JobHandle(self, self._submit(experiment, request_id, False, resume))
 
-    def validate(self, experiment: Experiment) -> None:
+    def validate(self, experiment: Experiment, *, resume: bool = False) -> None:
         """Check an experiment as `submit` does, and queue nothing."""
-        self._submit(experiment, "", validate_only=True)
+        self._submit(experiment, "", True, resume)
 
     def job(self, job_id: str) -> Job:
         """One job."""
@@ -144,6 +157,26 @@ class Client:
         response = self._scheduler.CancelJob(pb.CancelJobRequest(job_id=job_id))
         return from_proto(response.job, Job)
 
+    def save(self, job_id: str) -> Job:
+        """Ask for a checkpoint after the iteration that runs; returns at once."""
+        response = self._scheduler.SaveJob(pb.SaveJobRequest(job_id=job_id))
+        return from_proto(response.job, Job)
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a job to be saved and to stop, to be resumed later; returns at once."""
+        response = self._scheduler.PauseJob(pb.PauseJobRequest(job_id=job_id))
+        return from_proto(response.job, Job)
+
+    def resume(self, job_id: str = "", *, folder: str = "") -> JobHandle:
+        """Let a job go on that was paused, failed or was cancelled.
+
+        Args:
+            folder: its checkpoint folder instead of its id; then another cluster may have run it.
+        """
+        request = pb.ResumeJobRequest(job_id=job_id, folder=folder)
+        response = self._scheduler.ResumeJob(request)
+        return JobHandle(self, from_proto(response.job, Job))
+
     def trace(self, job_id: str) -> bytes:
         """The job's timeline as a Chrome trace: JSON for Perfetto or chrome://tracing."""
         request = pb.GetJobTraceRequest(job_id=job_id)
@@ -159,11 +192,14 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, experiment: Experiment, request_id: str, *, validate_only: bool) -> Job:
+    def _submit(
+        self, experiment: Experiment, request_id: str, validate_only: bool, resume: bool
+    ) -> Job:
         request = pb.SubmitJobRequest(
             experiment=to_proto(experiment, experiment_pb2.Experiment),
             request_id=request_id or uuid.uuid4().hex,
             validate_only=validate_only,
+            resume=resume,
         )
         return from_proto(self._scheduler.SubmitJob(request).job, Job)
 

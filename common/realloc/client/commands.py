@@ -10,7 +10,13 @@ from rich.console import Console
 
 from realloc.client.client import Client, JobHandle
 from realloc.client.experiment_file import load_experiment
-from realloc.client.report import iteration_line, jobs_table, plan_table, stages_table
+from realloc.client.report import (
+    checkpoint_lines,
+    iteration_line,
+    jobs_table,
+    plan_table,
+    stages_table,
+)
 from realloc.core.job import Job, JobState
 
 _SHOWN_REPORTS = 5
@@ -21,12 +27,12 @@ def submit(arguments: argparse.Namespace) -> int:
     experiment = load_experiment(arguments.experiment)
     with Client(arguments.address) as client:
         if arguments.validate_only:
-            client.validate(experiment)
-            _say(arguments, {"valid": True}, f"{arguments.experiment} is valid")
+            client.validate(experiment, resume=arguments.resume)
+            say(arguments, {"valid": True}, f"{arguments.experiment} is valid")
             return 0
-        job = client.submit(experiment, request_id=arguments.request_id)
-        _say(arguments, {"job_id": job.job_id}, f"submitted {job.job_id}")
-        return _watch(job, arguments) if arguments.watch else 0
+        job = client.submit(experiment, request_id=arguments.request_id, resume=arguments.resume)
+        say(arguments, {"job_id": job.job_id}, f"submitted {job.job_id}")
+        return watch_handle(job, arguments) if arguments.watch else 0
 
 
 def list_jobs(arguments: argparse.Namespace) -> int:
@@ -34,7 +40,7 @@ def list_jobs(arguments: argparse.Namespace) -> int:
     with Client(arguments.address) as client:
         jobs = list(client.jobs())
     if arguments.json:
-        print(json.dumps([_plain(job) for job in jobs]))
+        print(json.dumps([plain(job) for job in jobs]))
     else:
         Console().print(jobs_table(jobs) if jobs else "no jobs")
     return 0
@@ -45,10 +51,12 @@ def show_job(arguments: argparse.Namespace) -> int:
     with Client(arguments.address) as client:
         job, reports = client.job(arguments.job_id), client.reports(arguments.job_id)
     if arguments.json:
-        print(json.dumps({"job": _plain(job), "reports": [_plain(report) for report in reports]}))
+        print(json.dumps({"job": plain(job), "reports": [plain(report) for report in reports]}))
         return 0
     console = Console()
     console.print(jobs_table([job]))
+    for line in checkpoint_lines(job):
+        console.print(line, highlight=False, markup=False)
     if job.plan is not None:
         console.print(plan_table(job.plan))
     if reports:
@@ -68,14 +76,14 @@ def show_job(arguments: argparse.Namespace) -> int:
 def watch_job(arguments: argparse.Namespace) -> int:
     """Progress until the job ends."""
     with Client(arguments.address) as client:
-        return _watch(client.handle(arguments.job_id), arguments)
+        return watch_handle(client.handle(arguments.job_id), arguments)
 
 
 def cancel_job(arguments: argparse.Namespace) -> int:
     """Ask for the end of a job."""
     with Client(arguments.address) as client:
         job = client.cancel(arguments.job_id)
-    _say(arguments, _plain(job), f"{job.job_id} is {job.state.value}")
+    say(arguments, plain(job), f"{job.job_id} is {job.state.value}")
     return 0
 
 
@@ -85,18 +93,19 @@ def write_trace(arguments: argparse.Namespace) -> int:
         data = client.trace(arguments.job_id)
     arguments.output.write_bytes(data)
     facts = {"output": str(arguments.output), "bytes": len(data)}
-    _say(arguments, facts, f"wrote {arguments.output}; open it in ui.perfetto.dev")
+    say(arguments, facts, f"wrote {arguments.output}; open it in ui.perfetto.dev")
     return 0
 
 
-def _watch(handle: JobHandle, arguments: argparse.Namespace) -> int:
+def watch_handle(handle: JobHandle, arguments: argparse.Namespace) -> int:
+    """Progress of a job until it ends or pauses; 0 where it succeeded."""
     console, shown = Console(), ""
     job: Job | None = None
     for update in handle.watch():
         job = update.job
         if arguments.json:
-            report = _plain(update.report) if update.report else None
-            print(json.dumps({"job": _plain(job), "report": report}), flush=True)
+            report = plain(update.report) if update.report else None
+            print(json.dumps({"job": plain(job), "report": report}), flush=True)
             continue
         if update.report is not None:
             line = iteration_line(update.report, job.experiment.iterations)
@@ -112,11 +121,12 @@ def _watch(handle: JobHandle, arguments: argparse.Namespace) -> int:
     return 0 if job.state is JobState.SUCCEEDED else 1
 
 
-def _say(arguments: argparse.Namespace, facts: Any, text: str) -> None:
+def say(arguments: argparse.Namespace, facts: Any, text: str) -> None:
+    """Print facts as JSON where that was asked for, else the text."""
     print(json.dumps(facts) if arguments.json else text, flush=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A dataclass as JSON values."""
     return json.loads(json.dumps(asdict(value), default=_enum_value))
 

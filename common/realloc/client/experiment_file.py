@@ -4,6 +4,7 @@
     algorithm: ppo
     actor: {checkpoint: runs/sft, optimizer: {learning_rate: 1e-4}}
     data: {path: prompts.jsonl, batch_size: 128}
+    checkpoint: {folder: runs/ppo-state, every: 10}
     pins:                                  # strategy @ first-last device; or one of the two
       actor_gen: d2t1p1@0-1
       actor_train: "@0-1"
@@ -77,6 +78,7 @@ def absolute_paths(experiment: Experiment) -> Experiment:
         data=replace(experiment.data, path=_absolute(experiment.data.path)),
         reward=replace(experiment.reward, function=_absolute(function)),
         evaluation=evaluation and replace(evaluation, path=_absolute(evaluation.path)),
+        checkpoint=replace(experiment.checkpoint, folder=_absolute(experiment.checkpoint.folder)),
         output=_absolute(experiment.output),
     )
 

@@ -42,6 +42,26 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
     return table
 
 
+def checkpoint_lines(job: Job) -> list[str]:
+    """From which iteration a job would go on, and what went wrong without ending it."""
+    lines = []
+    folder = job.experiment.checkpoint.folder
+    if job.saved is not None:
+        saved = job.saved
+        lines.append(
+            f"checkpoint: iteration {saved.iteration}, {saved.bytes / 2**20:,.1f} MiB, "
+            f"snapshot {saved.snapshot_seconds:.2f} s, written in {saved.write_seconds:.2f} s, "
+            f"{saved.path}"
+        )
+    elif folder:
+        lines.append(f"checkpoint: none yet in {folder}")
+    if job.recoveries:
+        lines.append(f"recovered {job.recoveries} times since")
+    if job.warning:
+        lines.append(f"warning: {job.warning}")
+    return lines
+
+
 def plan_table(plan: ExecutionPlan) -> Table:
     """The placement of every call."""
     table = Table("call", "devices", "strategy", "predicted s", "predicted MiB", title="plan")

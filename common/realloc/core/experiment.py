@@ -48,6 +48,20 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSettings:
+    """Checkpoints to resume from: models, optimizers, and how far the job is."""
+
+    folder: str = ""
+    """Folder on a file system that all shards share, for this job alone; empty for none."""
+    every: int = 10
+    """Iterations from one checkpoint to the next; there is one after the last, too."""
+    keep: int = 2
+    """The newest so many are kept."""
+    max_recoveries: int = 3
+    """Lost processes that the job survives without a new checkpoint in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallPin:
     """What the user fixes of a call's placement; the search chooses the rest."""
 
@@ -88,6 +102,7 @@ class Experiment:
     """Packed tokens of a forward pass."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``."""
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     output: str = ""
     """Folder for the final Hugging Face checkpoint; empty for none."""
     call_timeout_seconds: float = 600.0
@@ -139,6 +154,8 @@ def _positive(experiment: Experiment) -> Iterator[tuple[str, float]]:
     yield "generation.samples_per_prompt", experiment.generation.samples_per_prompt
     yield "reward.timeout_seconds", experiment.reward.timeout_seconds
     yield "reward.memory_bytes", experiment.reward.memory_bytes
+    yield "checkpoint.every", experiment.checkpoint.every
+    yield "checkpoint.keep", experiment.checkpoint.keep
     yield "max_tokens_per_micro_batch", experiment.max_tokens_per_micro_batch
     yield "call_timeout_seconds", experiment.call_timeout_seconds
     yield "ppo.gamma", experiment.ppo.gamma
@@ -161,6 +178,7 @@ def _not_negative(experiment: Experiment) -> Iterator[tuple[str, float]]:
     yield "ppo.kl_coefficient", experiment.ppo.kl_coefficient
     yield "ppo.kl_target", experiment.ppo.kl_target
     yield "ppo.critic_warmup_iterations", experiment.ppo.critic_warmup_iterations
+    yield "checkpoint.max_recoveries", experiment.checkpoint.max_recoveries
     if experiment.evaluation is not None:
         yield "evaluation.every", experiment.evaluation.every
     for name in ("actor", "critic"):

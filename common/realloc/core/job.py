@@ -17,17 +17,28 @@ class JobState(Enum):
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    RECOVERING = "recovering"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
     @property
-    def is_final(self) -> bool:
-        """True where the job has ended."""
-        return not TRANSITIONS[self]
+    def is_at_rest(self) -> bool:
+        """True where nothing is done for the job, unless somebody resumes it."""
+        return TRANSITIONS[self] <= _RESTARTS
 
 
-_ENDS = frozenset({JobState.FAILED, JobState.CANCELLED})
+class Wanted(Enum):
+    """What was asked of a running job and has not been done yet."""
+
+    NOTHING = "nothing"
+    CHECKPOINT = "checkpoint"
+    PAUSE = "pause"
+
+
+_ENDS = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.PAUSED})
+_RESTARTS = frozenset({JobState.PENDING, JobState.CANCELLED})
 
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
@@ -35,11 +46,14 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         JobState.PLANNING: _ENDS | {JobState.QUEUED},
         # A new leader plans a queued job again.
         JobState.QUEUED: _ENDS | {JobState.STARTING, JobState.PLANNING},
-        JobState.STARTING: _ENDS | {JobState.RUNNING},
-        JobState.RUNNING: _ENDS | {JobState.SUCCEEDED},
+        JobState.STARTING: _ENDS | {JobState.RUNNING, JobState.RECOVERING},
+        JobState.RUNNING: _ENDS | {JobState.SUCCEEDED, JobState.RECOVERING},
+        JobState.RECOVERING: _ENDS | {JobState.STARTING},
+        JobState.PAUSED: _RESTARTS,
         JobState.SUCCEEDED: frozenset(),
-        JobState.FAILED: frozenset(),
-        JobState.CANCELLED: frozenset(),
+        # Only where they are resumed.
+        JobState.FAILED: frozenset({JobState.PENDING}),
+        JobState.CANCELLED: frozenset({JobState.PENDING}),
     }
 )
 """Which states may follow which; docs/architecture.md draws this table."""
@@ -91,6 +105,22 @@ class IterationReport:
     stages: tuple[StageReport, ...] = ()
     reallocations: tuple[ReallocationReport, ...] = ()
     weight_version: int = 0
+    saved_iteration: int = 0
+    """Iteration of the newest checkpoint when it ended; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint from which a job can go on."""
+
+    iteration: int
+    """Iterations that had ended."""
+    path: str
+    bytes: int
+    snapshot_seconds: float
+    """Seconds that the job waited for the copy to host memory."""
+    write_seconds: float
+    """Seconds until it was complete, while the job went on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +146,11 @@ class Job:
     checkpoint: str = ""
     """Folder of the final checkpoint; empty before it is complete."""
     request_id: str = ""
+    wanted: Wanted = Wanted.NOTHING
+    """What was asked of it and has not been done yet."""
+    saved: SavedCheckpoint | None = None
+    """The newest checkpoint to resume from."""
+    recoveries: int = 0
+    """How often it has lost a process and recovered since its newest checkpoint."""
+    warning: str = ""
+    """What went wrong without ending it, such as a checkpoint that could not be written."""

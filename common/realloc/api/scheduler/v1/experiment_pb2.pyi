@@ -72,6 +72,7 @@ class Experiment(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     CALL_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people."""
@@ -130,6 +131,10 @@ class Experiment(_message.Message):
         """Calls whose placement the user fixes."""
 
     @_builtins.property
+    def checkpoint(self) -> Global___CheckpointSettings:
+        """Checkpoints to resume from."""
+
+    @_builtins.property
     def placement(self) -> Global___PlacementSettings:
         """What holds for the placement of all calls."""
 
@@ -154,12 +159,15 @@ class Experiment(_message.Message):
         dtype: _builtins.str = ...,
         output: _builtins.str = ...,
         call_timeout_seconds: _builtins.float = ...,
+        checkpoint: Global___CheckpointSettings | None = ...,
         placement: Global___PlacementSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "critic", b"critic", "data", b"data", "evaluation", b"evaluation", "generation", b"generation", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "evaluation", b"evaluation", "generation", b"generation", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "algorithm", b"algorithm", "call_timeout_seconds", b"call_timeout_seconds", "critic", b"critic", "data", b"data", "dtype", b"dtype", "evaluation", b"evaluation", "generation", b"generation", "iterations", b"iterations", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "name", b"name", "output", b"output", "pins", b"pins", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "algorithm", b"algorithm", "call_timeout_seconds", b"call_timeout_seconds", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "dtype", b"dtype", "evaluation", b"evaluation", "generation", b"generation", "iterations", b"iterations", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "name", b"name", "output", b"output", "pins", b"pins", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint: _TypeAlias = _typing.Literal["checkpoint"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint"]  # noqa: Y015
     _WhichOneofReturnType__critic: _TypeAlias = _typing.Literal["critic"]  # noqa: Y015
     _WhichOneofArgType__critic: _TypeAlias = _typing.Literal["_critic", b"_critic"]  # noqa: Y015
     _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
@@ -168,6 +176,8 @@ class Experiment(_message.Message):
     _WhichOneofArgType__ref: _TypeAlias = _typing.Literal["_ref", b"_ref"]  # noqa: Y015
     _WhichOneofReturnType__reward_model: _TypeAlias = _typing.Literal["reward_model"]  # noqa: Y015
     _WhichOneofArgType__reward_model: _TypeAlias = _typing.Literal["_reward_model", b"_reward_model"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint) -> _WhichOneofReturnType__checkpoint | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__critic) -> _WhichOneofReturnType__critic | None: ...
     @_typing.overload
@@ -178,6 +188,40 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_model) -> _WhichOneofReturnType__reward_model | None: ...
 
 Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
+
+@_typing.final
+class CheckpointSettings(_message.Message):
+    """Checkpoints to resume from: models, optimizers, and how far the job is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    MAX_RECOVERIES_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Folder on a file system that all shards share; empty for no checkpoints."""
+    every: _builtins.int
+    """Iterations from one to the next. At least 1."""
+    keep: _builtins.int
+    """The newest so many are kept. At least 1."""
+    max_recoveries: _builtins.int
+    """Lost processes that the job survives without a new checkpoint in between."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        every: _builtins.int = ...,
+        keep: _builtins.int = ...,
+        max_recoveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "folder", b"folder", "keep", b"keep", "max_recoveries", b"max_recoveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointSettings: _TypeAlias = CheckpointSettings  # noqa: Y015
 
 @_typing.final
 class ModelSettings(_message.Message):

@@ -45,6 +45,10 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """It ended in an error."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 8
     """It was cancelled."""
+    JOB_STATE_RECOVERING: _JobState.ValueType  # 9
+    """It lost a process, and waits to go on after its newest checkpoint."""
+    JOB_STATE_PAUSED: _JobState.ValueType  # 10
+    """It was stopped on purpose, and can be resumed."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job stands."""
@@ -67,7 +71,39 @@ JOB_STATE_FAILED: JobState.ValueType  # 7
 """It ended in an error."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 8
 """It was cancelled."""
+JOB_STATE_RECOVERING: JobState.ValueType  # 9
+"""It lost a process, and waits to go on after its newest checkpoint."""
+JOB_STATE_PAUSED: JobState.ValueType  # 10
+"""It was stopped on purpose, and can be resumed."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
+
+class _Wanted:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WantedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Wanted.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WANTED_UNSPECIFIED: _Wanted.ValueType  # 0
+    """Not said; nothing."""
+    WANTED_NOTHING: _Wanted.ValueType  # 1
+    """Nothing."""
+    WANTED_CHECKPOINT: _Wanted.ValueType  # 2
+    """A checkpoint after the iteration that runs."""
+    WANTED_PAUSE: _Wanted.ValueType  # 3
+    """A checkpoint after the iteration that runs, and then a pause."""
+
+class Wanted(_Wanted, metaclass=_WantedEnumTypeWrapper):
+    """What was asked of a job that runs."""
+
+WANTED_UNSPECIFIED: Wanted.ValueType  # 0
+"""Not said; nothing."""
+WANTED_NOTHING: Wanted.ValueType  # 1
+"""Nothing."""
+WANTED_CHECKPOINT: Wanted.ValueType  # 2
+"""A checkpoint after the iteration that runs."""
+WANTED_PAUSE: Wanted.ValueType  # 3
+"""A checkpoint after the iteration that runs, and then a pause."""
+Global___Wanted: _TypeAlias = Wanted  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -89,6 +125,10 @@ class Job(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
+    RECOVERIES_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Unique id."""
     state: Global___JobState.ValueType
@@ -111,6 +151,12 @@ class Job(_message.Message):
     """Folder of the final checkpoint; empty before it is complete."""
     request_id: _builtins.str
     """Request id of the submission."""
+    wanted: Global___Wanted.ValueType
+    """What was asked of it and has not been done yet."""
+    recoveries: _builtins.int
+    """How often it has lost a process and recovered since its newest checkpoint."""
+    warning: _builtins.str
+    """What went wrong without ending it, such as a checkpoint that could not be written."""
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
         """What was submitted."""
@@ -122,6 +168,10 @@ class Job(_message.Message):
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
         """Held-out evaluations so far."""
+
+    @_builtins.property
+    def saved(self) -> Global___SavedCheckpoint:
+        """The newest checkpoint to resume from; absent before the first."""
 
     def __init__(
         self,
@@ -140,16 +190,63 @@ class Job(_message.Message):
         trace_id: _builtins.str = ...,
         checkpoint: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        wanted: Global___Wanted.ValueType = ...,
+        saved: Global___SavedCheckpoint | None = ...,
+        recoveries: _builtins.int = ...,
+        warning: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "experiment", b"experiment", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_saved", b"_saved", "experiment", b"experiment", "plan", b"plan", "saved", b"saved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "activity", b"activity", "checkpoint", b"checkpoint", "end_time", b"end_time", "error", b"error", "evaluations", b"evaluations", "experiment", b"experiment", "iteration", b"iteration", "job_id", b"job_id", "plan", b"plan", "request_id", b"request_id", "start_time", b"start_time", "state", b"state", "submit_time", b"submit_time", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_saved", b"_saved", "activity", b"activity", "checkpoint", b"checkpoint", "end_time", b"end_time", "error", b"error", "evaluations", b"evaluations", "experiment", b"experiment", "iteration", b"iteration", "job_id", b"job_id", "plan", b"plan", "recoveries", b"recoveries", "request_id", b"request_id", "saved", b"saved", "start_time", b"start_time", "state", b"state", "submit_time", b"submit_time", "trace_id", b"trace_id", "wanted", b"wanted", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    _WhichOneofReturnType__saved: _TypeAlias = _typing.Literal["saved"]  # noqa: Y015
+    _WhichOneofArgType__saved: _TypeAlias = _typing.Literal["_saved", b"_saved"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved) -> _WhichOneofReturnType__saved | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class SavedCheckpoint(_message.Message):
+    """A checkpoint from which a job can go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITERATION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_SECONDS_FIELD_NUMBER: _builtins.int
+    WRITE_SECONDS_FIELD_NUMBER: _builtins.int
+    iteration: _builtins.int
+    """Iterations that had ended."""
+    path: _builtins.str
+    """Its folder."""
+    bytes: _builtins.int
+    """Size."""
+    snapshot_seconds: _builtins.float
+    """Seconds that the job waited for the copy to host memory."""
+    write_seconds: _builtins.float
+    """Seconds until it was complete, while the job went on."""
+    def __init__(
+        self,
+        *,
+        iteration: _builtins.int = ...,
+        path: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        snapshot_seconds: _builtins.float = ...,
+        write_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "iteration", b"iteration", "path", b"path", "snapshot_seconds", b"snapshot_seconds", "write_seconds", b"write_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavedCheckpoint: _TypeAlias = SavedCheckpoint  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -217,12 +314,15 @@ class IterationReport(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     REALLOCATIONS_FIELD_NUMBER: _builtins.int
     WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
+    SAVED_ITERATION_FIELD_NUMBER: _builtins.int
     iteration: _builtins.int
     """Iteration, from 1."""
     seconds: _builtins.float
     """Wall-clock seconds."""
     weight_version: _builtins.int
     """Version of the actor's weights after it."""
+    saved_iteration: _builtins.int
+    """Iteration of the newest checkpoint when it ended; 0 for none."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics by name: actor/loss, reward/mean, actor/kl, train_rollout_logprob_abs_diff, …"""
@@ -244,10 +344,11 @@ class IterationReport(_message.Message):
         stages: _abc.Iterable[Global___StageReport] | None = ...,
         reallocations: _abc.Iterable[Global___ReallocationReport] | None = ...,
         weight_version: _builtins.int = ...,
+        saved_iteration: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration", b"iteration", "metrics", b"metrics", "reallocations", b"reallocations", "seconds", b"seconds", "stages", b"stages", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration", b"iteration", "metrics", b"metrics", "reallocations", b"reallocations", "saved_iteration", b"saved_iteration", "seconds", b"seconds", "stages", b"stages", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,10 +431,15 @@ class SubmitJobRequest(_message.Message):
     EXPERIMENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique id of this request; empty to let the service choose."""
     validate_only: _builtins.bool
     """Only check; the job is not queued and has no id."""
+    resume: _builtins.bool
+    """Go on after the newest checkpoint of the experiment's checkpoint folder, if there is one.
+    Without it a folder that has checkpoints is refused.
+    """
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
         """The experiment."""
@@ -344,10 +450,11 @@ class SubmitJobRequest(_message.Message):
         experiment: _experiment_pb2.Experiment | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        resume: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "request_id", b"request_id", "resume", b"resume", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,6 +635,148 @@ class CancelJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class SaveJobRequest(_message.Message):
+    """Which job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveJobRequest: _TypeAlias = SaveJobRequest  # noqa: Y015
+
+@_typing.final
+class SaveJobResponse(_message.Message):
+    """The job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job, not yet saved."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveJobResponse: _TypeAlias = SaveJobResponse  # noqa: Y015
+
+@_typing.final
+class PauseJobRequest(_message.Message):
+    """Which job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class PauseJobResponse(_message.Message):
+    """The job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job, perhaps not yet paused."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobResponse: _TypeAlias = PauseJobResponse  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    """Which job: by its id, or by the folder of its checkpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    folder: _builtins.str
+    """Its checkpoint folder, instead of its id."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobResponse(_message.Message):
+    """The job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job as queued."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobResponse: _TypeAlias = ResumeJobResponse  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

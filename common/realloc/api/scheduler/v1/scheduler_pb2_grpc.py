@@ -55,6 +55,21 @@ class SchedulerServiceStub:
                 request_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.SaveJob = channel.unary_unary(
+                '/realloc.api.scheduler.v1.SchedulerService/SaveJob',
+                request_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobResponse.FromString,
+                _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/realloc.api.scheduler.v1.SchedulerService/PauseJob',
+                request_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/realloc.api.scheduler.v1.SchedulerService/ResumeJob',
+                request_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/realloc.api.scheduler.v1.SchedulerService/WatchJob',
                 request_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.WatchJobRequest.SerializeToString,
@@ -100,6 +115,33 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveJob(self, request, context):
+        """Asks for a checkpoint after the iteration that runs; returns at once. Idempotent. The job's
+        `wanted` is cleared when it is written, or could not be: then `warning` says why. Fails with
+        FAILED_PRECONDITION where the job does not run or has no checkpoint folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Pauses a job: one that runs ends its iteration and is saved first; returns at once.
+        Idempotent. Fails with FAILED_PRECONDITION where it runs without a checkpoint folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Lets a job that was paused, failed or was cancelled go on after its newest complete
+        checkpoint, under the same id. Named by a checkpoint folder it need not be known: another
+        cluster may have written it. Fails with FAILED_PRECONDITION where it has not stopped, and
+        with INVALID_ARGUMENT where there is nothing to resume from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Streams the job now and at every change, ends with the job. A client that lost the
         stream asks again and names the last iteration that it saw.
@@ -137,6 +179,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobRequest.FromString,
                     response_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'SaveJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveJob,
+                    request_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -258,6 +315,87 @@ class SchedulerService:
             '/realloc.api.scheduler.v1.SchedulerService/CancelJob',
             realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobRequest.SerializeToString,
             realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.scheduler.v1.SchedulerService/SaveJob',
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobRequest.SerializeToString,
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.SaveJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.scheduler.v1.SchedulerService/PauseJob',
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobRequest.SerializeToString,
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.scheduler.v1.SchedulerService/ResumeJob',
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobRequest.SerializeToString,
+            realloc_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,21 @@ class SchedulerServiceStub:
     """Lists jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.CancelJobRequest, _scheduler_pb2.CancelJobResponse]
     """Cancels a job; returns at once. Idempotent; a job that has ended stays as it is."""
+    SaveJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.SaveJobRequest, _scheduler_pb2.SaveJobResponse]
+    """Asks for a checkpoint after the iteration that runs; returns at once. Idempotent. The job's
+    `wanted` is cleared when it is written, or could not be: then `warning` says why. Fails with
+    FAILED_PRECONDITION where the job does not run or has no checkpoint folder.
+    """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.PauseJobRequest, _scheduler_pb2.PauseJobResponse]
+    """Pauses a job: one that runs ends its iteration and is saved first; returns at once.
+    Idempotent. Fails with FAILED_PRECONDITION where it runs without a checkpoint folder.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ResumeJobRequest, _scheduler_pb2.ResumeJobResponse]
+    """Lets a job that was paused, failed or was cancelled go on after its newest complete
+    checkpoint, under the same id. Named by a checkpoint folder it need not be known: another
+    cluster may have written it. Fails with FAILED_PRECONDITION where it has not stopped, and
+    with INVALID_ARGUMENT where there is nothing to resume from.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.WatchJobRequest, _scheduler_pb2.WatchJobResponse]
     """Streams the job now and at every change, ends with the job. A client that lost the
     stream asks again and names the last iteration that it saw.
@@ -65,6 +80,21 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """Lists jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.CancelJobRequest, _scheduler_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Cancels a job; returns at once. Idempotent; a job that has ended stays as it is."""
+    SaveJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.SaveJobRequest, _scheduler_pb2.SaveJobResponse]  # type: ignore[assignment]
+    """Asks for a checkpoint after the iteration that runs; returns at once. Idempotent. The job's
+    `wanted` is cleared when it is written, or could not be: then `warning` says why. Fails with
+    FAILED_PRECONDITION where the job does not run or has no checkpoint folder.
+    """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.PauseJobRequest, _scheduler_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Pauses a job: one that runs ends its iteration and is saved first; returns at once.
+    Idempotent. Fails with FAILED_PRECONDITION where it runs without a checkpoint folder.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ResumeJobRequest, _scheduler_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Lets a job that was paused, failed or was cancelled go on after its newest complete
+    checkpoint, under the same id. Named by a checkpoint folder it need not be known: another
+    cluster may have written it. Fails with FAILED_PRECONDITION where it has not stopped, and
+    with INVALID_ARGUMENT where there is nothing to resume from.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_scheduler_pb2.WatchJobRequest, _scheduler_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams the job now and at every change, ends with the job. A client that lost the
     stream asks again and names the last iteration that it saw.
@@ -108,6 +138,39 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.CancelJobResponse, _abc.Awaitable[_scheduler_pb2.CancelJobResponse]]:
         """Cancels a job; returns at once. Idempotent; a job that has ended stays as it is."""
+
+    @_abc_1.abstractmethod
+    def SaveJob(
+        self,
+        request: _scheduler_pb2.SaveJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.SaveJobResponse, _abc.Awaitable[_scheduler_pb2.SaveJobResponse]]:
+        """Asks for a checkpoint after the iteration that runs; returns at once. Idempotent. The job's
+        `wanted` is cleared when it is written, or could not be: then `warning` says why. Fails with
+        FAILED_PRECONDITION where the job does not run or has no checkpoint folder.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _scheduler_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.PauseJobResponse, _abc.Awaitable[_scheduler_pb2.PauseJobResponse]]:
+        """Pauses a job: one that runs ends its iteration and is saved first; returns at once.
+        Idempotent. Fails with FAILED_PRECONDITION where it runs without a checkpoint folder.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _scheduler_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.ResumeJobResponse, _abc.Awaitable[_scheduler_pb2.ResumeJobResponse]]:
+        """Lets a job that was paused, failed or was cancelled go on after its newest complete
+        checkpoint, under the same id. Named by a checkpoint folder it need not be known: another
+        cluster may have written it. Fails with FAILED_PRECONDITION where it has not stopped, and
+        with INVALID_ARGUMENT where there is nothing to resume from.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(

@@ -31,6 +31,7 @@ class StartJobRequest(_message.Message):
     STORE_HOST_FIELD_NUMBER: _builtins.int
     STORE_PORT_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job that the shard works for from now on."""
     rank: _builtins.int
@@ -41,6 +42,8 @@ class StartJobRequest(_message.Message):
     """Port of rank 0's rendezvous."""
     timeout_seconds: _builtins.float
     """Deadline of the rendezvous and of each collective."""
+    run_id: _builtins.str
+    """Differs between two starts of the same job; names the rendezvous."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Global device id of each rank, ascending."""
@@ -54,10 +57,11 @@ class StartJobRequest(_message.Message):
         store_host: _builtins.str = ...,
         store_port: _builtins.int = ...,
         timeout_seconds: _builtins.float = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "job_id", b"job_id", "rank", b"rank", "store_host", b"store_host", "store_port", b"store_port", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "job_id", b"job_id", "rank", b"rank", "run_id", b"run_id", "store_host", b"store_host", "store_port", b"store_port", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -97,6 +101,7 @@ class CreateModelRequest(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     RECOMPUTE_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    EMPTY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     sequence: _builtins.int
@@ -115,6 +120,8 @@ class CreateModelRequest(_message.Message):
     """Recompute activations in the backward pass."""
     tokenizer: _builtins.str
     """Folder that holds tokenizer.json, for rows of data files and checkpoints."""
+    empty: _builtins.bool
+    """Load nothing: RestoreState will fill the weights."""
     @_builtins.property
     def layout(self) -> _types_pb2.Layout:
         """A Megatron layout over some of the job's devices."""
@@ -137,10 +144,11 @@ class CreateModelRequest(_message.Message):
         optimizer: _types_pb2.OptimizerSettings | None = ...,
         recompute: _builtins.bool = ...,
         tokenizer: _builtins.str = ...,
+        empty: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "layout", b"layout", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "checkpoint", b"checkpoint", "head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layout", b"layout", "model_id", b"model_id", "optimizer", b"optimizer", "recompute", b"recompute", "seed", b"seed", "sequence", b"sequence", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer", "checkpoint", b"checkpoint", "empty", b"empty", "head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layout", b"layout", "model_id", b"model_id", "optimizer", b"optimizer", "recompute", b"recompute", "seed", b"seed", "sequence", b"sequence", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__optimizer: _TypeAlias = _typing.Literal["optimizer"]  # noqa: Y015
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015
@@ -520,22 +528,178 @@ class SaveCheckpointResponse(_message.Message):
 Global___SaveCheckpointResponse: _TypeAlias = SaveCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class SaveStateRequest(_message.Message):
+    """State to save."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    sequence: _builtins.int
+    """Place in the shard's order of calls."""
+    folder: _builtins.str
+    """Folder to write into; it is there."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "job_id", b"job_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveStateRequest: _TypeAlias = SaveStateRequest  # noqa: Y015
+
+@_typing.final
+class SaveStateResponse(_message.Message):
+    """How far saving is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_SECONDS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    snapshot_seconds: _builtins.float
+    """Seconds of the copy to host memory."""
+    bytes: _builtins.int
+    """Bytes of the copy."""
+    @_builtins.property
+    def file(self) -> Global___SavedFile:
+        """What was written; absent in the first answer."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """model/tensor of everything that the file has pieces of; empty in the first answer."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_seconds: _builtins.float = ...,
+        bytes: _builtins.int = ...,
+        file: Global___SavedFile | None = ...,
+        tensors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_file", b"_file", "file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file", b"_file", "bytes", b"bytes", "file", b"file", "snapshot_seconds", b"snapshot_seconds", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__file: _TypeAlias = _typing.Literal["file"]  # noqa: Y015
+    _WhichOneofArgType__file: _TypeAlias = _typing.Literal["_file", b"_file"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file) -> _WhichOneofReturnType__file | None: ...
+
+Global___SaveStateResponse: _TypeAlias = SaveStateResponse  # noqa: Y015
+
+@_typing.final
+class SavedFile(_message.Message):
+    """A file of a checkpoint; mirrors realloc.core.checkpoint_folder.SavedFile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the folder."""
+    bytes: _builtins.int
+    """Size."""
+    sha256: _builtins.str
+    """SHA-256 of the content, 64 hexadecimal digits."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavedFile: _TypeAlias = SavedFile  # noqa: Y015
+
+@_typing.final
+class RestoreStateRequest(_message.Message):
+    """State to restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    sequence: _builtins.int
+    """Place in the shard's order of calls."""
+    checkpoint: _builtins.str
+    """Folder of a complete checkpoint."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        checkpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "job_id", b"job_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreStateRequest: _TypeAlias = RestoreStateRequest  # noqa: Y015
+
+@_typing.final
+class RestoreStateResponse(_message.Message):
+    """What was restored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Seconds in the engine, without the wait for calls before it."""
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreStateResponse: _TypeAlias = RestoreStateResponse  # noqa: Y015
+
+@_typing.final
 class EndJobRequest(_message.Message):
     """The job to leave."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    run_id: _builtins.str
+    """Only this start of it; empty for any. A runner that was replaced ends nothing."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

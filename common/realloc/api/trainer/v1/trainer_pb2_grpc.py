@@ -61,6 +61,16 @@ class TrainerServiceStub:
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.FromString,
                 _registered_method=True)
+        self.SaveState = channel.unary_stream(
+                '/realloc.api.trainer.v1.TrainerService/SaveState',
+                request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateResponse.FromString,
+                _registered_method=True)
+        self.RestoreState = channel.unary_unary(
+                '/realloc.api.trainer.v1.TrainerService/RestoreState',
+                request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateResponse.FromString,
+                _registered_method=True)
         self.EndJob = channel.unary_unary(
                 '/realloc.api.trainer.v1.TrainerService/EndJob',
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.EndJobRequest.SerializeToString,
@@ -114,6 +124,25 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveState(self, request, context):
+        """Copies what this rank has to save of all models that train to host memory, then writes it
+        to a file of its own. Answers twice: once the copy is made, from when on later calls run,
+        and once the file is on the disk. Not collective, but every shard must be asked at the
+        same place of its order. Ends without a file where the caller goes away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreState(self, request, context):
+        """Fills every model that trains with what all ranks of some world saved. Collective over
+        the job's world. Fails with INVALID_ARGUMENT, before anything is changed, where a file is
+        missing or damaged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EndJob(self, request, context):
         """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
         a call that runs; calls that have not begun are dropped.
@@ -157,6 +186,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.SaveCheckpoint,
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.SerializeToString,
+            ),
+            'SaveState': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveState,
+                    request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateResponse.SerializeToString,
+            ),
+            'RestoreState': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreState,
+                    request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateResponse.SerializeToString,
             ),
             'EndJob': grpc.unary_unary_rpc_method_handler(
                     servicer.EndJob,
@@ -306,6 +345,60 @@ class TrainerService:
             '/realloc.api.trainer.v1.TrainerService/SaveCheckpoint',
             realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.SerializeToString,
             realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/realloc.api.trainer.v1.TrainerService/SaveState',
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateRequest.SerializeToString,
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.trainer.v1.TrainerService/RestoreState',
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateRequest.SerializeToString,
+            realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RestoreStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,17 @@ class TrainerServiceStub:
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
     SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]
     """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveState: _grpc.UnaryStreamMultiCallable[_trainer_pb2.SaveStateRequest, _trainer_pb2.SaveStateResponse]
+    """Copies what this rank has to save of all models that train to host memory, then writes it
+    to a file of its own. Answers twice: once the copy is made, from when on later calls run,
+    and once the file is on the disk. Not collective, but every shard must be asked at the
+    same place of its order. Ends without a file where the caller goes away.
+    """
+    RestoreState: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RestoreStateRequest, _trainer_pb2.RestoreStateResponse]
+    """Fills every model that trains with what all ranks of some world saved. Collective over
+    the job's world. Fails with INVALID_ARGUMENT, before anything is changed, where a file is
+    missing or damaged.
+    """
     EndJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.EndJobRequest, _trainer_pb2.EndJobResponse]
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
@@ -75,6 +86,17 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
     SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
     """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveState: _aio.UnaryStreamMultiCallable[_trainer_pb2.SaveStateRequest, _trainer_pb2.SaveStateResponse]  # type: ignore[assignment]
+    """Copies what this rank has to save of all models that train to host memory, then writes it
+    to a file of its own. Answers twice: once the copy is made, from when on later calls run,
+    and once the file is on the disk. Not collective, but every shard must be asked at the
+    same place of its order. Ends without a file where the caller goes away.
+    """
+    RestoreState: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RestoreStateRequest, _trainer_pb2.RestoreStateResponse]  # type: ignore[assignment]
+    """Fills every model that trains with what all ranks of some world saved. Collective over
+    the job's world. Fails with INVALID_ARGUMENT, before anything is changed, where a file is
+    missing or damaged.
+    """
     EndJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.EndJobRequest, _trainer_pb2.EndJobResponse]  # type: ignore[assignment]
     """Leaves the process group and frees the job's models and batches. Idempotent. Waits for
     a call that runs; calls that have not begun are dropped.
@@ -130,6 +152,29 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.SaveCheckpointResponse, _abc.Awaitable[_trainer_pb2.SaveCheckpointResponse]]:
         """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+
+    @_abc_1.abstractmethod
+    def SaveState(
+        self,
+        request: _trainer_pb2.SaveStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.SaveStateResponse], _abc.AsyncIterator[_trainer_pb2.SaveStateResponse]]:
+        """Copies what this rank has to save of all models that train to host memory, then writes it
+        to a file of its own. Answers twice: once the copy is made, from when on later calls run,
+        and once the file is on the disk. Not collective, but every shard must be asked at the
+        same place of its order. Ends without a file where the caller goes away.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreState(
+        self,
+        request: _trainer_pb2.RestoreStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.RestoreStateResponse, _abc.Awaitable[_trainer_pb2.RestoreStateResponse]]:
+        """Fills every model that trains with what all ranks of some world saved. Collective over
+        the job's world. Fails with INVALID_ARGUMENT, before anything is changed, where a file is
+        missing or damaged.
+        """
 
     @_abc_1.abstractmethod
     def EndJob(
