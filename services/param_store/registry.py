@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from realloc.api.param_store.v1 import param_store_pb2 as pb
-from realloc.coordination.store import Compare, CompareFailed, Entry, Store
+from realloc.coordination.store import Compare, CompareFailed, Entry, Store, until_answered
 from realloc.core.errors import Conflict, NotFound, Problem, raise_problems
 from realloc.reallocation.layouts.provider import provider_of
 from realloc.wire.convert import from_proto, to_proto
@@ -30,9 +30,13 @@ class Registry:
         """
         _check(model)
         try:
-            await self._store.transact(
-                compare=[Compare.absent(_key(model.job_id, model.model_id))],
-                put={_key(model.job_id, model.model_id): _encode(model)},
+            await until_answered(
+                lambda seconds: self._store.transact(
+                    compare=[Compare.absent(_key(model.job_id, model.model_id))],
+                    put={_key(model.job_id, model.model_id): _encode(model)},
+                    timeout_seconds=seconds,
+                ),
+                self._store.timeout_seconds,
             )
         except CompareFailed:
             known = await self.get(model.job_id, model.model_id)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CallPin
 from realloc.core.plan import ExecutionPlan
-from realloc.cost.hardware import hardware_of
+from realloc.cost.hardware import hardware_in
 from realloc.cost.simulator import SimulationRules
 from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import PlanSpace, build_space
@@ -85,9 +85,7 @@ def _space(task: PlanningTask, pins: tuple[CallPin, ...]) -> PlanSpace | None:
             experiment, graph, prompt_tokens=task.mean_prompt_tokens, even_batches=False
         ),
         cluster=task.cluster,
-        hardware=hardware_of(task.cluster.device_kind).with_node_size(
-            task.cluster.devices_per_node
-        ),
+        hardware=hardware_in(task.cluster),
         constraints=PlanConstraints(pins=pins),
         rules=_RULES,
     )

@@ -14,7 +14,7 @@ from realloc.core.model import ModelArchitecture
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.calls import CallCost, Workload, estimate_call, estimate_reallocation_seconds
-from realloc.cost.hardware import hardware_of
+from realloc.cost.hardware import hardware_in
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 
 
@@ -67,7 +67,7 @@ def estimate_plan(task: PlanningTask, plan: ExecutionPlan) -> ExecutionPlan:
 
 def with_totals(task: PlanningTask, placements: Sequence[CallPlacement]) -> ExecutionPlan:
     """A plan whose iteration runs its calls one after the other."""
-    hardware = hardware_of(task.cluster.device_kind)
+    hardware = hardware_in(task.cluster)
     moves = 0.0
     for call in task.graph.placed_calls():
         if call.kind is CallKind.GENERATE:
@@ -192,7 +192,7 @@ def _cost(task: PlanningTask, call: FunctionCall, option: _Option) -> CallCost:
         task.architectures[call.model],
         option.strategy,
         workload,
-        hardware_of(task.cluster.device_kind).with_node_size(task.cluster.devices_per_node),
+        hardware_in(task.cluster),
         memory_bytes=task.cluster.device_memory_bytes,
     )
 

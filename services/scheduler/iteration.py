@@ -23,6 +23,8 @@ from realloc.core.plan import ExecutionPlan
 from realloc.core.settings import GenerationSettings
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.dataflow.partition import balanced_partition, iteration_rows, mini_batch_rows
+from realloc.telemetry.names import Attribute, Metric
+from realloc.telemetry.spans import Attributes, record
 from realloc.wire.convert import to_proto
 from services.scheduler.columns import Columns
 from services.scheduler.function_calls import CallOutcome, FunctionCalls, Progress
@@ -146,7 +148,10 @@ class IterationRunner:
             await done[before.name].wait()
         with self._spans.call(call, state.iteration):
             self._progress(call.name)
-            state.outcomes[call.name] = await self._run_call(call, state, rows)
+            outcome = await self._run_call(call, state, rows)
+        state.outcomes[call.name] = outcome
+        attributes: Attributes = {Attribute.CALL: call.name, Attribute.MODEL_ID: call.model}
+        record(Metric.TOKENS, outcome.num_tokens, attributes)
         done[call.name].set()
 
     async def _run_call(

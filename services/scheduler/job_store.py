@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
-from realloc.coordination.store import Compare, CompareFailed, Entry, Event, Store
+from realloc.coordination.store import Compare, CompareFailed, Entry, Event, Store, until_answered
 from realloc.core.errors import Conflict, NotFound, Unavailable
 from realloc.core.job import TRANSITIONS, IterationReport, Job, JobState
 from realloc.wire.convert import from_proto, to_proto
@@ -48,7 +48,13 @@ class JobStore:
             put[_REQUESTS + job.request_id] = job.job_id.encode()
             compare.append(Compare.absent(_REQUESTS + job.request_id))
         try:
-            await self._store.transact(compare=compare, put=put)
+            # Where an attempt without an answer was applied, the next one finds its request.
+            await until_answered(
+                lambda seconds: self._store.transact(
+                    compare=compare, put=put, timeout_seconds=seconds
+                ),
+                self._store.timeout_seconds,
+            )
         except CompareFailed:
             earlier = await self.of_request(job.request_id)
             if earlier is None:

@@ -19,6 +19,7 @@ from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
 from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
+from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
@@ -39,6 +40,7 @@ _READ_SECONDS = 60.0
 @asynccontextmanager
 async def build(config: TrainerConfig) -> AsyncIterator[App]:
     """The service; the engine's thread ends with it."""
+    place = settle_in()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
@@ -91,7 +93,13 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             ),
             started=started,
             facts=lambda: shard_facts(servicer.job_id),
-            registration=registration(store, config, device=config.device, node=config.node),
+            registration=registration(
+                store,
+                config,
+                device=config.device,
+                node=config.node,
+                labels=place.labels() if place else {},
+            ),
         )
 
 

@@ -26,8 +26,8 @@ from realloc.shard.data_source import DataSource
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
-from realloc.telemetry.names import Attribute, Span
-from realloc.telemetry.spans import Attributes, current_traceparent, span
+from realloc.telemetry.names import Attribute, Metric, Span
+from realloc.telemetry.spans import Attributes, current_traceparent, record, span
 from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 from realloc.wire.convert import from_proto, to_proto
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
@@ -94,7 +94,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
         self._tokenizers[request.model_id] = request.tokenizer
-        await self._run(request.sequence, lambda: self._engine.create_model(spec))
+        with span(Span.LOAD_MODEL, {Attribute.MODEL_ID: request.model_id}):
+            await self._run(request.sequence, lambda: self._engine.create_model(spec))
         return pb.CreateModelResponse()
 
     async def RunInference(
@@ -244,7 +245,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             )
             for group in given.groups
         ]
-        return await self._or_skip(sequence, lambda: self._reader.read(groups))
+        with span(Span.PULL_BATCH) as current:
+            batch = await self._or_skip(sequence, lambda: self._reader.read(groups))
+            current.set_attribute(Attribute.NUM_ROWS, batch.num_rows)
+        return batch
 
     def _keep(self, request: pb.RunInferenceRequest, scored: Batch) -> BatchReference:
         """Store results under the name that the graph gives them."""
@@ -295,11 +299,15 @@ def _ranked(
         Attribute.CALL_SEQUENCE: request.sequence,
     }
 
-    def spanned() -> Result:
-        with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
-            return work()
+    timed = _timed(work)
 
-    return _timed(spanned)
+    def spanned() -> _Timed[Result]:
+        with span(Span.FUNCTION_CALL_RANK, attributes, parent=parent):
+            done = timed()
+        record(Metric.DEVICE_BUSY_SECONDS, done.seconds, {Attribute.CALL: request.call})
+        return done
+
+    return spanned
 
 
 def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:

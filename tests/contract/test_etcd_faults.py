@@ -14,8 +14,9 @@ from realloc.coordination.election import Election
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member, Registration
-from realloc.coordination.store import HistoryLost, Store
+from realloc.coordination.store import Entry, HistoryLost, Store
 from realloc.core.errors import Unavailable
+from tests.support.etcd_leader import leading_member
 
 MEMBER = Member(kind="trainer", name="trainer-0", address="a:1", incarnation="1", host="a")
 
@@ -188,6 +189,34 @@ async def test_members_of_etcd_may_die_one_after_the_other(three_etcds: list[Etc
         await writing
         await watching
         assert not lease.lost.is_set()
+
+
+async def test_the_death_of_etcds_leader_is_no_error(three_etcds: list[EtcdServer]) -> None:
+    """Reads, puts and updates under way are repeated until the other members have a leader."""
+    endpoints = [server.endpoint for server in three_etcds]
+
+    def count(entry: Entry | None) -> bytes:
+        return b"%d" % (int(entry.value) + 1 if entry else 1)
+
+    async def work(store: Store, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await store.put("/n/put", b"1")
+            assert await store.get("/n/put") is not None
+            await store.update("/n/update", count)
+
+    async with contextlib.AsyncExitStack() as stack:
+        stop = asyncio.Event()
+        stores = [await stack.enter_async_context(EtcdStore(endpoints)) for _ in range(6)]
+        await stores[0].put("/n/put", b"0", timeout_seconds=20.0)
+        working = [asyncio.create_task(work(store, stop)) for store in stores]
+        for _ in range(2):
+            leader = three_etcds[await leading_member(endpoints)]
+            leader.kill()
+            await asyncio.sleep(0.5)  # not a race: so long the work goes on without it
+            await asyncio.to_thread(leader.start)
+            await stores[0].put("/n/put", b"2")
+        stop.set()
+        await asyncio.gather(*working)
 
 
 async def test_a_hung_member_of_etcd_is_left(three_etcds: list[EtcdServer]) -> None:

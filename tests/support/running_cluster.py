@@ -130,6 +130,11 @@ def write_task(folder: Path) -> None:
 
 def experiment(folder: Path, algorithm: str, **changes: Any) -> Experiment:
     """A small experiment on the tiny task; changes replace top-level fields."""
+    return parse_experiment(plain_experiment(folder, algorithm, **changes))
+
+
+def plain_experiment(folder: Path, algorithm: str, **changes: Any) -> dict[str, Any]:
+    """The same as a YAML file would have it."""
     plain: dict[str, Any] = {
         "name": f"test-{algorithm}",
         "algorithm": algorithm,
@@ -148,4 +153,4 @@ def experiment(folder: Path, algorithm: str, **changes: Any) -> Experiment:
         "pins": {"actor_train": "d1t2p1@0-1", "actor_gen": "d2t1p1@0-1"},
         "call_timeout_seconds": 60,
     }
-    return parse_experiment({**plain, **changes})
+    return {**plain, **changes}

@@ -27,8 +27,10 @@ from realloc.coordination.store import (
     Event,
     Listing,
     Store,
+    Unanswered,
     check_transaction,
     check_ttl,
+    until_answered,
 )
 from realloc.core.errors import (
     NotFound,
@@ -71,6 +73,10 @@ class EtcdStore(Store):
         self._timeout_seconds = timeout_seconds
         self._leases: set[Lease] = set()
         self._closed = False
+
+    @property
+    def timeout_seconds(self) -> float:
+        return self._timeout_seconds
 
     async def get(self, key: str, *, timeout_seconds: float | None = None) -> Entry | None:
         response = await self._range(range_request(key), timeout_seconds)
@@ -132,8 +138,11 @@ class EtcdStore(Store):
         await self._connections.close()
 
     async def _range(self, request: Any, timeout_seconds: float | None) -> Any:
-        with self._call(timeout_seconds) as (etcd, seconds):
-            return await etcd.kv.Range(request, timeout=seconds, wait_for_ready=True)
+        async def once(attempt_seconds: float) -> Any:
+            with self._call(attempt_seconds) as (etcd, seconds):
+                return await etcd.kv.Range(request, timeout=seconds, wait_for_ready=True)
+
+        return await until_answered(once, self._deadline(timeout_seconds))
 
     def _open_watch(self) -> Any:
         # The member ends the stream when it loses its leader, instead of falling silent.
@@ -197,10 +206,12 @@ class EtcdStore(Store):
                 return ResourceExhausted(f"etcd at {self._endpoints}: {details}")
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return self._unreachable(f"did not answer within {seconds:g} s")
+            case grpc.StatusCode.UNAVAILABLE:
+                return self._unreachable(f"cannot answer now: {details}")
         return self._unreachable(f"failed with {error.code().name}: {details}")
 
-    def _unreachable(self, what: str) -> Unavailable:
-        return Unavailable(
+    def _unreachable(self, what: str) -> Unanswered:
+        return Unanswered(
             f"etcd at {self._endpoints} {what}; check that it runs and can be reached from here, "
             "then try again"
         )

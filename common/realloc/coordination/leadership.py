@@ -82,6 +82,10 @@ class FencedStore(Store):
         self._store = store
         self._leadership = leadership
 
+    @property
+    def timeout_seconds(self) -> float:
+        return self._store.timeout_seconds
+
     async def get(self, key: str, *, timeout_seconds: float | None = None) -> Entry | None:
         return await self._store.get(key, timeout_seconds=timeout_seconds)
 

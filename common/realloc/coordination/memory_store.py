@@ -11,6 +11,7 @@ from realloc.coordination.store import (
     Event,
     Listing,
     Store,
+    Unanswered,
     check_transaction,
     check_ttl,
 )
@@ -46,6 +47,10 @@ class MemoryStore(Store):
     def reconnect(self) -> None:
         """Undo `disconnect`."""
         self._connected.set()
+
+    @property
+    def timeout_seconds(self) -> float:
+        return self._timeout_seconds
 
     async def get(self, key: str, *, timeout_seconds: float | None = None) -> Entry | None:
         await self._reach(timeout_seconds)
@@ -109,7 +114,7 @@ class MemoryStore(Store):
             async with asyncio.timeout(seconds):
                 await self._connected.wait()
         except TimeoutError:
-            raise Unavailable(
+            raise Unanswered(
                 f"the in-memory store did not answer within {seconds:g} s; it is disconnected"
             ) from None
         self._check_open()

@@ -7,19 +7,21 @@ Invariants that every implementation keeps (``tests/contract/test_store.py``):
 - A watch yields every event of its prefix from ``start_revision`` on, once, in the order of the
   revisions, over lost connections and restarts; where it cannot, it raises `HistoryLost`.
 - A lease that may have ended on the server has ``lost`` set before.
-- Every call ends within its deadline. `Unavailable` leaves open whether a write was applied:
-  the caller repeats it, so every write must be idempotent (a fence or a compare makes it so).
+- Every call ends within its deadline. Until then reads, `put`, `delete` and `update` are tried
+  again when no answer comes. `Unavailable` leaves open whether a write was applied: the caller
+  repeats it, so every write must be idempotent (a fence or a compare makes it so).
 - Keys are text, values are bytes of at most `MAX_VALUE_BYTES`. Nothing large lives here.
 """
 
 import asyncio
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from realloc.coordination.lease import Lease
 from realloc.core.errors import Conflict, InvalidInput, Problem, Unavailable, raise_problems
@@ -29,6 +31,12 @@ MAX_VALUE_BYTES = 1 << 20
 
 MAX_OPERATIONS = 128
 """Most compares, and most writes, of one transaction; etcd's default ``--max-txn-ops``."""
+
+ATTEMPT_SECONDS = 1.5
+"""After so long a call that may safely happen twice is tried again."""
+_PAUSE_SECONDS = 0.1
+
+Result = TypeVar("Result")
 
 
 class HistoryLost(Unavailable):
@@ -126,11 +134,52 @@ class CompareFailed(Conflict):
         super().__init__(f"changed by somebody else: {keys}; read again and decide anew")
 
 
+class Unanswered(Unavailable):
+    """The store did not answer, or said that it cannot now, as it does while its members elect a
+    leader. What was to be written may have been."""
+
+
+async def until_answered(
+    call: Callable[[float], Awaitable[Result]], timeout_seconds: float
+) -> Result:
+    """Repeat a call that may safely happen twice.
+
+    A member that loses its leader keeps a request for seconds and then gives it up, although the
+    others have a new leader long since; so no attempt waits for the whole of the time.
+
+    Args:
+        call: gets the seconds that this attempt may take.
+        timeout_seconds: for all attempts together.
+
+    Raises:
+        Unanswered: by the last attempt.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, left = loop.time() + timeout_seconds, timeout_seconds
+    for attempt in itertools.count(1):
+        try:
+            return await call(min(left, ATTEMPT_SECONDS))
+        except Unanswered as error:
+            left = deadline - loop.time() - _PAUSE_SECONDS
+            if left <= 0 and attempt == 1:
+                raise
+            if left <= 0:
+                tried = f"the last of {attempt} attempts in {timeout_seconds:g} s"
+                raise Unanswered(f"{error} ({tried})") from error
+        await asyncio.sleep(_PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
 class Store(ABC):
     """A small consistent key-value store; ``async with`` closes it.
 
     ``timeout_seconds`` of a call is its deadline; None takes the store's default.
     """
+
+    @property
+    @abstractmethod
+    def timeout_seconds(self) -> float:
+        """Deadline of a call that gives none."""
 
     @abstractmethod
     async def get(self, key: str, *, timeout_seconds: float | None = None) -> Entry | None:
@@ -200,11 +249,19 @@ class Store(ABC):
         timeout_seconds: float | None = None,
     ) -> int:
         """Write one key, whatever it was before; the revision of the write."""
-        return await self.transact(put={key: value}, lease=lease, timeout_seconds=timeout_seconds)
+
+        async def once(seconds: float) -> int:
+            return await self.transact(put={key: value}, lease=lease, timeout_seconds=seconds)
+
+        return await until_answered(once, self._deadline(timeout_seconds))
 
     async def delete(self, key: str, *, timeout_seconds: float | None = None) -> int:
         """Delete one key if it exists; the store's revision after that."""
-        return await self.transact(delete=[key], timeout_seconds=timeout_seconds)
+
+        async def once(seconds: float) -> int:
+            return await self.transact(delete=[key], timeout_seconds=seconds)
+
+        return await until_answered(once, self._deadline(timeout_seconds))
 
     async def update(
         self,
@@ -217,25 +274,32 @@ class Store(ABC):
         """Read a key, change its value, write it if nobody else did; again until that holds.
 
         Args:
-            change: new value from the present entry; called again when somebody was faster.
+            change: new value from the present entry; called again when somebody was faster, and
+                when no answer came: then its earlier result may be the present value.
             compare: further conditions, such as a leader's guard; these are not tried again.
 
         Raises:
             CompareFailed: one of ``compare`` does not hold.
         """
-        while True:
-            entry = await self.get(key, timeout_seconds=timeout_seconds)
+
+        async def once(seconds: float) -> int | None:
+            entry = await self.get(key, timeout_seconds=seconds)
             mine = Compare.unchanged(entry) if entry else Compare.absent(key)
             try:
                 return await self.transact(
                     compare=[mine, *compare],
                     put={key: change(entry)},
-                    timeout_seconds=timeout_seconds,
+                    timeout_seconds=seconds,
                 )
             except CompareFailed as error:
                 if any(failed != mine for failed in error.failed):
                     raise
+            return None
+
+        deadline = self._deadline(timeout_seconds)
+        while (revision := await until_answered(once, deadline)) is None:
             await asyncio.sleep(0)
+        return revision
 
     async def wait_changed(self, entry: Entry) -> None:
         """Return as soon as the key is no longer as it was read: put again, or deleted.
@@ -258,6 +322,9 @@ class Store(ABC):
                 if not any(entry.is_same_write(present) for present in listing):
                     return
                 start_revision = listing.revision + 1
+
+    def _deadline(self, timeout_seconds: float | None) -> float:
+        return self.timeout_seconds if timeout_seconds is None else timeout_seconds
 
     async def __aenter__(self) -> Self:
         return self

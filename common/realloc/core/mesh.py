@@ -44,6 +44,8 @@ class Cluster:
     device_kind: str
     """Name of the hardware, a key of the cost model's presets: ``cpu``, ``H100``."""
     device_memory_bytes: int
+    network_gigabits: float = 0.0
+    """Gb/s of a node's network; 0 takes what is usual for the hardware."""
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "devices_per_node", "device_memory_bytes"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from realloc.core.errors import InvalidInput
+from realloc.core.mesh import Cluster
 from realloc.cost.ratios import RatioTable
 
 GIGABIT = 1e9 / 8
@@ -275,3 +276,11 @@ def hardware_of(device_kind: str) -> Hardware:
         known = ", ".join(sorted(HARDWARE))
         raise InvalidInput.at("cluster.device_kind", f"{device_kind!r} is unknown; known: {known}")
     return HARDWARE[device_kind]
+
+
+def hardware_in(cluster: Cluster) -> Hardware:
+    """The devices of a cluster, in its nodes and on its network."""
+    hardware = hardware_of(cluster.device_kind).with_node_size(cluster.devices_per_node)
+    if not cluster.network_gigabits:
+        return hardware
+    return hardware.with_network(cluster.network_gigabits)

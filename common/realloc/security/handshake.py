@@ -48,7 +48,8 @@ def _talk(plain: socket.socket, security: ChannelSecurity | None) -> str:
             return ""
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             return "the server talks in the clear; give it a tls_dir, too"
-        return (error.reason or str(error)).lower().replace("_", " ")
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        return f"{_unwelcome(security)} ({reason})" if "alert" in reason else reason
 
 
 def _hears(encrypted: ssl.SSLSocket) -> bool:

@@ -155,6 +155,7 @@ class Cluster(_message.Message):
     DEVICES_PER_NODE_FIELD_NUMBER: _builtins.int
     DEVICE_KIND_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_GIGABITS_FIELD_NUMBER: _builtins.int
     num_nodes: _builtins.int
     """Number of nodes. At least 1."""
     devices_per_node: _builtins.int
@@ -163,6 +164,8 @@ class Cluster(_message.Message):
     """Name of the hardware, such as "cpu" or "H100"."""
     device_memory_bytes: _builtins.int
     """Memory of one device in bytes."""
+    network_gigabits: _builtins.float
+    """Gb/s of a node's network; 0 takes what is usual for the hardware."""
     def __init__(
         self,
         *,
@@ -170,10 +173,11 @@ class Cluster(_message.Message):
         devices_per_node: _builtins.int = ...,
         device_kind: _builtins.str = ...,
         device_memory_bytes: _builtins.int = ...,
+        network_gigabits: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_kind", b"device_kind", "device_memory_bytes", b"device_memory_bytes", "devices_per_node", b"devices_per_node", "num_nodes", b"num_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_kind", b"device_kind", "device_memory_bytes", b"device_memory_bytes", "devices_per_node", b"devices_per_node", "network_gigabits", b"network_gigabits", "num_nodes", b"num_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
