@@ -18,7 +18,7 @@ async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
-        search = PlanSearch()
+        search = PlanSearch(profile=config.profile)
         # A daemon: a service that is told to stop does not wait for the compiler.
         threading.Thread(target=search.warm_up, name="warm-up", daemon=True).start()
         servicer = PlanSearchServicer(search, config.max_search_seconds)

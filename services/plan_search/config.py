@@ -14,3 +14,6 @@ class PlanSearchConfig(ServiceConfig):
 
     max_search_seconds: float = 600.0
     """Longest search that a request may ask for."""
+    profile: str = ""
+    """File of a profile of the cluster's devices (`tools/profile_hardware.py`); empty for the
+    preset of their kind."""

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CallPin
+from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
-from realloc.cost.hardware import hardware_in
+from realloc.cost.hardware import Hardware
+from realloc.cost.profile_fit import profiled_hardware
 from realloc.cost.simulator import SimulationRules
 from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import PlanSpace, build_space
@@ -24,9 +26,26 @@ _SEED = 0
 class PlanSearch:
     """A searcher that is compiled in the background; until then only simple plans come."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, profile: str = "") -> None:
+        """
+        Args:
+            profile: file with a profile of the devices; empty for presets.
+        """
+        self._profile = profile
+        self._hardware: dict[str, Hardware] = {}
         self._searcher = searcher_named("default")
         self._compiled = threading.Event()
+
+    def hardware(self, cluster: Cluster) -> Hardware:
+        """What the cluster's devices can do.
+
+        Raises:
+            InvalidInput: an unknown kind, or an unreadable profile.
+        """
+        kind = cluster.device_kind
+        if kind not in self._hardware:
+            self._hardware[kind] = profiled_hardware(kind, self._profile)
+        return self._hardware[kind].in_cluster(cluster)
 
     def warm_up(self) -> None:
         """Compile the searcher, or read it from the cache: up to a minute the first time."""
@@ -85,7 +104,7 @@ def _space(task: PlanningTask, pins: tuple[CallPin, ...]) -> PlanSpace | None:
             experiment, graph, prompt_tokens=task.mean_prompt_tokens, even_batches=False
         ),
         cluster=task.cluster,
-        hardware=hardware_in(task.cluster),
+        hardware=task.hardware,
         constraints=PlanConstraints(pins=pins),
         rules=_RULES,
     )

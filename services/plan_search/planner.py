@@ -14,7 +14,7 @@ from realloc.core.model import ModelArchitecture
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.calls import CallCost, Workload, estimate_call, estimate_reallocation_seconds
-from realloc.cost.hardware import hardware_in
+from realloc.cost.hardware import Hardware
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 
 
@@ -27,6 +27,7 @@ class PlanningTask:
     architectures: dict[str, ModelArchitecture]
     """By the model's role."""
     cluster: Cluster
+    hardware: Hardware
     mean_prompt_tokens: float
 
 
@@ -67,13 +68,12 @@ def estimate_plan(task: PlanningTask, plan: ExecutionPlan) -> ExecutionPlan:
 
 def with_totals(task: PlanningTask, placements: Sequence[CallPlacement]) -> ExecutionPlan:
     """A plan whose iteration runs its calls one after the other."""
-    hardware = hardware_in(task.cluster)
     moves = 0.0
     for call in task.graph.placed_calls():
         if call.kind is CallKind.GENERATE:
             replicas = next(p for p in placements if p.call == call.name).strategy.data
             moves = estimate_reallocation_seconds(
-                task.architectures[call.model], replicas, hardware
+                task.architectures[call.model], replicas, task.hardware
             )
     in_iteration = {call.name for call in task.graph.calls}
     seconds = sum(p.predicted_seconds for p in placements if p.call in in_iteration)
@@ -192,7 +192,7 @@ def _cost(task: PlanningTask, call: FunctionCall, option: _Option) -> CallCost:
         task.architectures[call.model],
         option.strategy,
         workload,
-        hardware_in(task.cluster),
+        task.hardware,
         memory_bytes=task.cluster.device_memory_bytes,
     )
 

@@ -37,7 +37,7 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
                 "seconds", f"is {request.seconds}; give 0 to {self._max_search_seconds}"
             )
         started = time.monotonic()
-        plans = self._search.plans(_task(request), seconds=request.seconds)
+        plans = self._search.plans(self._task(request), seconds=request.seconds)
         with span(Span.SEARCH):
             while (plan := await asyncio.to_thread(next, plans, None)) is not None:
                 yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
@@ -47,19 +47,20 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         self, request: pb.EstimatePlanRequest, context: Any
     ) -> pb.EstimatePlanResponse:
         given = from_proto(request.plan, ExecutionPlan, "plan")
-        plan = await asyncio.to_thread(estimate, _task(request), given)
+        plan = await asyncio.to_thread(estimate, self._task(request), given)
         return pb.EstimatePlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
 
-
-def _task(request: pb.SearchPlanRequest | pb.EstimatePlanRequest) -> PlanningTask:
-    experiment = from_proto(request.experiment, Experiment, "experiment")
-    return PlanningTask(
-        experiment=experiment,
-        graph=build_graph(experiment),
-        architectures={model.model_id: _architecture(model) for model in request.models},
-        cluster=from_proto(request.cluster, Cluster, "cluster"),
-        mean_prompt_tokens=request.mean_prompt_tokens,
-    )
+    def _task(self, request: pb.SearchPlanRequest | pb.EstimatePlanRequest) -> PlanningTask:
+        experiment = from_proto(request.experiment, Experiment, "experiment")
+        cluster = from_proto(request.cluster, Cluster, "cluster")
+        return PlanningTask(
+            experiment=experiment,
+            graph=build_graph(experiment),
+            architectures={model.model_id: _architecture(model) for model in request.models},
+            cluster=cluster,
+            hardware=self._search.hardware(cluster),
+            mean_prompt_tokens=request.mean_prompt_tokens,
+        )
 
 
 def _architecture(model: pb.PlannedModel) -> ModelArchitecture:

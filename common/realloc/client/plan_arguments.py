@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster", required=True, help="nodes x kind : devices per node, such as 16xH100:8@3200"
     )
     parser.add_argument(
+        "--profile", default="", help="measured devices: a file of tools/profile_hardware.py"
+    )
+    parser.add_argument(
         "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="time of the search")

@@ -51,7 +51,7 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
     """The task, and a remark on what had to be assumed."""
     experiment = load_experiment(path)
     raise_problems(experiment.problems())
-    planned = parse_cluster(arguments.cluster)
+    planned = parse_cluster(arguments.cluster, arguments.profile)
     if arguments.links is not None:
         planned = with_links(planned, arguments.links)
     graph = build_graph(experiment)

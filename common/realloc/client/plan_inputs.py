@@ -9,8 +9,9 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
-from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
+from realloc.cost.hardware import HARDWARE, Hardware
 from realloc.cost.measured_links import LinkTable, with_measured_links
+from realloc.cost.profile_fit import profiled_hardware
 from realloc.dataflow.graph import DataflowGraph, GraphModel
 
 _CLUSTER = re.compile(r"(\d+)x([A-Za-z0-9-]+)(?::(\d+))?(?:@([\d.]+))?")
@@ -28,10 +29,13 @@ class PlannedCluster:
     hardware: Hardware
 
 
-def parse_cluster(text: str) -> PlannedCluster:
+def parse_cluster(text: str, profile: str = "") -> PlannedCluster:
     """Read ``16xH100:8@3200``: nodes, kind, devices per node, network in Gb/s per node.
 
     Devices per node and network may be left out: 8, and what the kind usually has.
+
+    Args:
+        profile: file with a profile of such devices; empty for the preset.
 
     Raises:
         InvalidInput: not of this form, an unknown kind, or sizes that no cluster has.
@@ -43,7 +47,7 @@ def parse_cluster(text: str) -> PlannedCluster:
     names = {name.lower(): name for name in HARDWARE}
     if kind.lower() not in names:
         raise InvalidInput.at("cluster", f"{kind!r} is unknown hardware; known: {_known()}")
-    hardware = hardware_of(names[kind.lower()])
+    hardware = profiled_hardware(names[kind.lower()], profile)
     per_node = int(size or hardware.devices_per_node)
     if int(nodes) < 1 or not 1 <= per_node <= 64 or per_node & (per_node - 1):
         raise InvalidInput.at(

@@ -17,6 +17,7 @@ from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.core.settings import GenerationSettings, PpoSettings
 from realloc.core.strategy import ParallelStrategy
+from realloc.cost.hardware import hardware_of
 from realloc.dataflow.catalog import build_graph
 from realloc.wire.convert import from_proto, to_proto
 from services.plan_search.plan_search import PlanSearch, estimate
@@ -58,6 +59,7 @@ def search() -> PlanSearch:
 
 def task(experiment: Experiment = EXPERIMENT) -> PlanningTask:
     return PlanningTask(
+        hardware=hardware_of(CLUSTER.device_kind).with_node_size(CLUSTER.devices_per_node),
         experiment=experiment,
         graph=build_graph(experiment),
         architectures={"actor": MODEL, "ref": MODEL, "critic": MODEL.with_head(Head.VALUE)},
