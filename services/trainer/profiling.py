@@ -89,6 +89,7 @@ class TrainerModel:
         engine, store = MegatronEngine(), TransferStore("127.0.0.1")
         world = JobWorld(
             job_id="profile",
+            run_id="profile",
             rank=0,
             devices=(0,),
             store_host=store.host,
@@ -257,7 +258,8 @@ def _cast(model: MegatronModel) -> Iterator[None]:
 
 
 def _middle(calls: Sequence[_Call], part: str) -> float:
-    return median(getattr(each, part) for call in calls for each in call.passes)
+    seconds: list[float] = [getattr(each, part) for call in calls for each in call.passes]
+    return median(seconds)
 
 
 def settings_of(loss: str) -> CallSettings:
