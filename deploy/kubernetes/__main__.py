@@ -4,16 +4,15 @@ import argparse
 import sys
 
 from deploy.kubernetes.manifests import (
+    DOCTOR,
     OVERLAYS,
     SMOKE,
-    overlay_folder,
     overlays,
     parse,
     problems,
     render,
-    with_images,
 )
-from deploy.kubernetes.rollout import Options, Rollout, commit
+from deploy.kubernetes.rollout import KEPT, REMOVED, Options, Rollout, commit
 from realloc.core.errors import ReallocError
 
 
@@ -29,30 +28,27 @@ def main() -> int:
 def up(arguments: argparse.Namespace) -> int:
     """Everything from building the images to the smoke job; a dry run prints the manifests."""
     options = _options(arguments)
+    rollout = Rollout(options, _say)
     if arguments.dry_run:
-        folder = with_images(
-            overlay_folder(options.overlay),
-            options.run_dir / "overlay",
-            registry=options.registry,
-            tag=options.tag,
-            cpu=options.cpu,
-        )
-        print(render(folder), end="")
-        return 0
-    Rollout(options, _say).up()
+        print(rollout.rendered(), end="")
+    else:
+        rollout.up()
     return 0
 
 
 def down(arguments: argparse.Namespace) -> int:
     """Remove what runs."""
-    Rollout(_options(arguments), _say).down()
+    if arguments.dry_run:
+        _say(f"would delete {REMOVED} with the label part-of=realloc, and keep {KEPT}")
+    else:
+        Rollout(_options(arguments), _say).down()
     return 0
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Render every overlay and the smoke job, and validate them strictly."""
+    """Render every overlay and the jobs, and validate them strictly."""
     found = 0
-    for folder in (*(OVERLAYS / name for name in overlays()), SMOKE):
+    for folder in (*(OVERLAYS / name for name in overlays()), SMOKE, DOCTOR):
         for problem in problems(parse(render(folder))):
             print(f"kubernetes: {folder.name}: {problem}", file=sys.stderr)
             found += 1

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 OVERLAYS = FOLDER / "overlays"
 SMOKE = FOLDER / "smoke"
+DOCTOR = FOLDER / "doctor"
 NAMESPACE = "realloc"
 
 OLDEST, NEWEST = "1.32", "1.37"
@@ -45,6 +46,16 @@ def render(folder: Path, run: Run = run) -> str:
 def parse(text: str) -> tuple[Manifest, ...]:
     """The objects of a rendered text."""
     return tuple(each for each in yaml.safe_load_all(text) if each)
+
+
+def is_for_cpus(manifests: Sequence[Manifest]) -> bool:
+    """True where the devices of the cluster are no GPUs: its images are built without CUDA."""
+    kinds = (
+        manifest["data"].get("device_kind")
+        for manifest in manifests
+        if manifest["kind"] == "ConfigMap"
+    )
+    return "cpu" in kinds
 
 
 def problems(manifests: Sequence[Manifest]) -> Iterator[str]:

@@ -14,10 +14,16 @@ from deploy.kubernetes.manifests import (
     TARGETS,
     image_name,
     image_tag,
+    is_for_cpus,
     overlay_folder,
+    parse,
+    render,
     with_images,
 )
 from deploy.kubernetes.secrets import ensure_secrets
+
+DOCKERFILE = "deploy/docker/Dockerfile"
+IGNORED = "deploy/docker/Dockerfile.dockerignore"
 
 BUILD_SECONDS = 7200.0
 READY_SECONDS = 1800.0
@@ -30,6 +36,7 @@ REMOVED = (
     "deployments,statefulsets,jobs,services,configmaps,networkpolicies,poddisruptionbudgets,"
     "serviceaccounts"
 )
+SELECTOR = "--selector=app.kubernetes.io/part-of=realloc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +54,6 @@ class Options:
     run_dir: Path = ROOT / "run" / "kubernetes"
     """Gets certificates, the operator's token and the kustomization with the images' tags."""
 
-    @property
-    def cpu(self) -> bool:
-        """True for an overlay without GPUs."""
-        return self.overlay == "cpu"
-
 
 class Rollout:
     """The steps, each of which may be repeated: what is there already stays."""
@@ -61,6 +63,11 @@ class Rollout:
         self._say = say
         self._run = execute
         self._folder = overlay_folder(options.overlay)
+        self._cpu = is_for_cpus(parse(render(self._folder)))
+
+    def rendered(self) -> str:
+        """The manifests, with the images that `up` would build."""
+        return render(self._tagged(self._folder, "overlay"))
 
     def up(self) -> None:
         """Build, apply, wait, and run a job.
@@ -86,18 +93,17 @@ class Rollout:
     def down(self) -> None:
         """Remove everything that runs; data, secrets and the namespace stay."""
         self._say("removing the smoke job and the workloads")
-        selector = "--selector=app.kubernetes.io/part-of=realloc"
-        self._in_namespace("delete", REMOVED, selector, "--ignore-not-found", timeout_seconds=600.0)
+        self._in_namespace("delete", REMOVED, SELECTOR, "--ignore-not-found", timeout_seconds=600.0)
         self._say(f"kept {KEPT}; to remove these too: kubectl delete namespace {NAMESPACE}")
 
     def _build(self) -> None:
         builder = find_builder()
         for target in TARGETS:
-            tag = image_tag(target, self._options.tag, cpu=self._options.cpu)
+            tag = image_tag(target, self._options.tag, cpu=self._cpu)
             image = f"{image_name(target, self._options.registry)}:{tag}"
             self._say(f"building {image}")
             self._run(
-                build_command(builder, target, image, cpu=self._options.cpu),
+                build_command(builder, target, image, cpu=self._cpu),
                 timeout_seconds=BUILD_SECONDS,
             )
             if self._options.registry:
@@ -147,7 +153,7 @@ class Rollout:
             self._options.run_dir / name,
             registry=self._options.registry,
             tag=self._options.tag,
-            cpu=self._options.cpu,
+            cpu=self._cpu,
         )
 
     def _print_endpoints(self) -> None:
@@ -172,11 +178,14 @@ class Rollout:
 
 
 def build_command(builder: str, target: str, image: str, *, cpu: bool) -> Sequence[str]:
-    """The command that builds an image; docker, podman and buildah take the same."""
+    """The command that builds an image; docker, podman and buildah take nearly the same."""
+    # docker finds the file by its name.
+    ignore = [] if builder == "docker" else [f"--ignorefile={IGNORED}"]
     return [
         builder,
         "build",
-        "--file=deploy/docker/Dockerfile",
+        f"--file={DOCKERFILE}",
+        *ignore,
         f"--target={target}",
         f"--tag={image}",
         f"--build-arg=ACCELERATOR={'cpu' if cpu else 'gpu'}",

@@ -19,6 +19,7 @@ HOLDERS: Mapping[str, str] = {
     "tls-param-store": "param_store",
     "tls-trainer": "trainer",
     "tls-generation": "generation",
+    "tls-operator": "operator",
 }
 """Secrets of certificates, and whose folder each is made of."""
 TOKENS = "tokens"

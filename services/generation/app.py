@@ -10,6 +10,7 @@ from realloc.rpc.server import App
 from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
 from realloc.shard.facts import shard_facts
+from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from services.generation.config import GenerationConfig
@@ -23,6 +24,7 @@ from services.generation.vllm_engine import VllmEngine, prepare_environment
 async def build(config: GenerationConfig) -> AsyncIterator[App]:
     """The service; its engine and reward process end with it."""
     prepare_environment()
+    place = settle_in()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         engine = VllmEngine(
@@ -57,5 +59,11 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
             ),
             started=started,
             facts=lambda: shard_facts(servicer.job_id),
-            registration=registration(store, config, device=config.device, node=config.node),
+            registration=registration(
+                store,
+                config,
+                device=config.device,
+                node=config.node,
+                labels=place.labels() if place else {},
+            ),
         )

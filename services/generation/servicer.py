@@ -16,6 +16,8 @@ from realloc.shard.batches import BatchStore
 from realloc.shard.data_source import DataSource
 from realloc.shard.tokenizer import Tokenizer
 from realloc.shard.transfer_service import TransferServicer
+from realloc.telemetry.names import Attribute, Metric, Span
+from realloc.telemetry.spans import Attributes, record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.generation.config import GenerationConfig
 from services.generation.engine import EngineSpec
@@ -88,14 +90,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prefix=f"{request.call}/{request.iteration}",
             timeout_seconds=context.time_remaining(),
         )
-        async with aclosing(progresses):
-            async for progress in progresses:
-                response = pb.GenerateResponse(
-                    num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
-                )
-                if progress.result is not None:
-                    response.result.CopyFrom(self._keep(request, progress.result))
-                yield response
+        attributes: Attributes = {
+            Attribute.CALL: request.call,
+            Attribute.ITERATION: request.iteration,
+            Attribute.NUM_ROWS: len(request.data.rows),
+        }
+        with span(Span.ROLLOUT, attributes) as current:
+            async with aclosing(progresses):
+                async for progress in progresses:
+                    response = pb.GenerateResponse(
+                        num_finished=progress.num_finished, num_rollouts=progress.num_rollouts
+                    )
+                    if progress.result is not None:
+                        current.set_attribute(Attribute.NUM_TOKENS, progress.result.num_tokens)
+                        response.result.CopyFrom(self._keep(request, progress.result))
+                    yield response
 
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:
@@ -156,6 +165,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return self._rollouts
 
     def _keep(self, request: pb.GenerateRequest, done: RolloutBatch) -> pb.GenerateResult:
+        record(Metric.DEVICE_BUSY_SECONDS, done.seconds, {Attribute.CALL: request.call})
         reference = self._batches.put(
             job_id=request.job_id,
             iteration=request.iteration,

@@ -45,7 +45,7 @@ class PlanSearch:
         kind = cluster.device_kind
         if kind not in self._hardware:
             self._hardware[kind] = profiled_hardware(kind, self._profile)
-        return self._hardware[kind].with_node_size(cluster.devices_per_node)
+        return self._hardware[kind].in_cluster(cluster)
 
     def warm_up(self) -> None:
         """Compile the searcher, or read it from the cache: up to a minute the first time."""

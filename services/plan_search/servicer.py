@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.dataflow.catalog import build_graph
+from realloc.telemetry.names import Metric, Span
+from realloc.telemetry.spans import record, span
 from realloc.wire.convert import from_proto, to_proto
 from services.plan_search.plan_search import PlanSearch, estimate
 from services.plan_search.planner import PlanningTask
@@ -33,9 +36,12 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
             raise InvalidInput.at(
                 "seconds", f"is {request.seconds}; give 0 to {self._max_search_seconds}"
             )
+        started = time.monotonic()
         plans = self._search.plans(self._task(request), seconds=request.seconds)
-        while (plan := await asyncio.to_thread(next, plans, None)) is not None:
-            yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
+        with span(Span.SEARCH):
+            while (plan := await asyncio.to_thread(next, plans, None)) is not None:
+                yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
+        record(Metric.SEARCH_SECONDS, time.monotonic() - started)
 
     async def EstimatePlan(
         self, request: pb.EstimatePlanRequest, context: Any

@@ -26,6 +26,7 @@ from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
+from services.scheduler.measurements import JobMeasurements, observe_cluster
 from services.scheduler.pausing import pause_jobs
 from services.scheduler.resumption import Resumption
 from services.scheduler.servicer import SchedulerServicer
@@ -52,8 +53,10 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         members = await stack.enter_async_context(Members(store))
-        led = asyncio.create_task(_lead(store, members, settings, config))
         jobs = JobStore(store)
+        measurements = JobMeasurements(jobs)
+        observe_cluster(members, settings.cluster, measurements)
+        led = asyncio.create_task(_lead(store, members, settings, config, measurements))
         resumption = Resumption(
             jobs, partial(admit, cluster=settings.cluster, reward_roots=settings.reward_roots)
         )
@@ -77,7 +80,11 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
 
 
 async def _lead(
-    store: Store, members: Members, settings: DispatcherSettings, config: SchedulerConfig
+    store: Store,
+    members: Members,
+    settings: DispatcherSettings,
+    config: SchedulerConfig,
+    measurements: JobMeasurements,
 ) -> None:
     """Dispatch whenever this process is the leader."""
     security = peer_security(config.tls_dir)
@@ -92,7 +99,7 @@ async def _lead(
             settings=settings,
         )
         with contextlib.suppress(ReallocError):
-            async with leadership:
+            async with leadership, measurements.following():
                 await _dispatch(leadership, dispatcher)
 
 

@@ -32,6 +32,7 @@ from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
 from services.scheduler.memory_check import check_memory
 from services.scheduler.planning import search_plan
+from services.scheduler.real_cluster import real_cluster
 from services.scheduler.runner import RunEnd, generation_devices, trainer_devices
 from services.scheduler.saved_job import (
     ResumePoint,
@@ -299,7 +300,7 @@ class Dispatcher:
             return await search_plan(
                 plan_search_pb2_grpc.PlanSearchServiceStub(channel),
                 admission,
-                self._settings.cluster,
+                real_cluster(self._settings.cluster, self._members.current("trainer")),
                 seconds=self._settings.search_seconds,
             )
         finally:

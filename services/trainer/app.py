@@ -19,12 +19,14 @@ from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
 from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
+from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.link_meter import measure_links
 from services.trainer.config import TrainerConfig
 from services.trainer.megatron_engine import MegatronEngine
+from services.trainer.model_locks import ModelLocks
 from services.trainer.servicer import TrainerServicer
 from services.trainer.transfers import TrainerTransfers
 
@@ -39,6 +41,7 @@ _READ_SECONDS = 60.0
 @asynccontextmanager
 async def build(config: TrainerConfig) -> AsyncIterator[App]:
     """The service; the engine's thread ends with it."""
+    place = settle_in()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
@@ -59,10 +62,14 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             staging_bytes=config.staging_bytes,
         )
         stack.callback(endpoint.close)
-        transfers = TransferServicer(TrainerTransfers(engine, endpoint, calls))
+        locks = ModelLocks()
+        sources = TrainerTransfers(engine, endpoint, locks)
+        stack.callback(sources.close)
+        transfers = TransferServicer(sources)
         servicer = TrainerServicer(
             engine=engine,
             calls=calls,
+            locks=locks,
             batches=batches,
             reader=reader,
             transfers=transfers,
@@ -91,7 +98,13 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             ),
             started=started,
             facts=lambda: shard_facts(servicer.job_id),
-            registration=registration(store, config, device=config.device, node=config.node),
+            registration=registration(
+                store,
+                config,
+                device=config.device,
+                node=config.node,
+                labels=place.labels() if place else {},
+            ),
         )
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from realloc.core.batch import Batch
 from realloc.core.errors import InvalidInput, JobFailed
 from realloc.core.settings import OptimizerSettings
+from realloc.telemetry.names import Attribute, Span
+from realloc.telemetry.spans import span
 from services.trainer.engine import CallSettings, TrainResult
 from services.trainer.megatron_model import MegatronModel
 from services.trainer.micro_batches import (
@@ -63,10 +65,10 @@ def train(
         )
         mini_batches = targets.mini_batches
     num_tokens = _global_tokens(model, mini_batches, selection)
-    steps = [
-        _step(model, settings, objective, batch, selection, tokens)
-        for batch, tokens in zip(mini_batches, num_tokens, strict=True)
-    ]
+    steps = []
+    for batch, tokens in zip(mini_batches, num_tokens, strict=True):
+        with span(Span.TRAIN_STEP, {Attribute.NUM_ROWS: batch.num_rows}):
+            steps.append(_step(model, settings, objective, batch, selection, tokens))
     metrics = _metrics(model, objective, steps, num_tokens)
     if targets is not None:
         metrics |= _kl_metrics(targets)

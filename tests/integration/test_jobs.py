@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from realloc.client.client import Client, JobHandle
 from realloc.core.errors import InvalidInput, JobFailed, NotFound
 from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
+from realloc.telemetry.names import Metric, Span
 from tests.support.running_cluster import RunningCluster, experiment
 
 JOB_SECONDS = 120.0
@@ -96,6 +98,28 @@ def test_the_trace_shows_the_job_over_all_services(
         event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"
     }
     assert {"scheduler", "param_store", "trainer-0", "trainer-1", "generation-0"} <= processes
+
+
+def test_every_metric_is_emitted(
+    cluster: RunningCluster, ppo: tuple[Job, tuple[IterationReport, ...]]
+) -> None:
+    """After one PPO job the services have sent every metric and span, but for those of jobs that
+    run, have checkpoints or recover, and of aborted reallocations."""
+    assert ppo[0].state is JobState.SUCCEEDED
+    traces = cluster.folder / "run" / "traces"
+    rare = re.compile("checkpoint[._]|recoveries$|abort$|job.idle$")
+    metrics = {str(metric) for metric in Metric if not rare.search(metric)}
+    spans = {str(span) for span in Span if not rare.search(span)}
+    deadline = time.monotonic() + JOB_SECONDS
+    while (missing := (metrics | spans) - emitted(traces)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert missing == set()
+
+
+def emitted(folder: Path) -> set[str]:
+    """Names of the spans and metrics that processes have written so far."""
+    text = "".join(path.read_text() for path in folder.glob("*.jsonl"))
+    return set(re.findall(r'"name": ?"([a-z_.]+)"', text))
 
 
 def test_equal_seeds_give_equal_numbers(

@@ -44,6 +44,8 @@ class Cluster:
     device_kind: str
     """Name of the hardware, a key of the cost model's presets: ``cpu``, ``H100``."""
     device_memory_bytes: int
+    network_gigabits: float = 0.0
+    """Gb/s of a node's network; 0 takes what is usual for the hardware."""
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "devices_per_node", "device_memory_bytes"):
@@ -96,6 +98,7 @@ def from_labels(labels: Mapping[str, str]) -> Cluster:
             devices_per_node=int(labels["cluster/devices_per_node"]),
             device_kind=labels["cluster/device_kind"],
             device_memory_bytes=int(labels["cluster/device_memory_bytes"]),
+            network_gigabits=float(labels["cluster/network_gigabits"]),
         )
     except (KeyError, ValueError) as error:
         raise InvalidInput.at("labels", f"do not describe a cluster: {error}") from None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from realloc.core.errors import InvalidInput
+from realloc.core.mesh import Cluster
 from realloc.cost.ratios import RatioTable
 
 GIGABIT = 1e9 / 8
@@ -134,6 +135,15 @@ class Hardware:
     def with_node_size(self, devices_per_node: int) -> "Hardware":
         """The same devices, so many to a node."""
         return replace(self, devices_per_node=devices_per_node)
+
+    def in_cluster(self, cluster: Cluster) -> "Hardware":
+        """The same devices in a cluster's nodes and on its network.
+
+        Raises:
+            InvalidInput: as `with_network`.
+        """
+        there = self.with_node_size(cluster.devices_per_node)
+        return there.with_network(cluster.network_gigabits) if cluster.network_gigabits else there
 
 
 # Fitted by tools/predict_iterations.py to 720 of 1,440 iterations of Megatron-DeepSpeed on up

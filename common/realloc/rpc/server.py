@@ -50,6 +50,8 @@ from realloc.telemetry import setup
 MAX_CONCURRENT_CALLS = 2048
 """Further calls get RESOURCE_EXHAUSTED."""
 
+_DIAGNOSTICS = diagnostics_pb2.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name
+
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -170,10 +172,9 @@ def _add_services(server: grpc.aio.Server, app: App, instance: str) -> health.ai
         add(servicer, server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    diagnostics = diagnostics_pb2.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name
     names = (
         *app.service_names,
-        diagnostics,
+        _DIAGNOSTICS,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     )
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
@@ -208,7 +209,7 @@ def _listen(
 
 
 async def _set_health(servicer: health.aio.HealthServicer, app: App, status: Any) -> None:
-    for name in ("", *app.service_names):
+    for name in ("", *app.service_names, _DIAGNOSTICS):
         await servicer.set(name, status)
 
 

@@ -42,7 +42,7 @@ READING_VERBS = ("Get", "List", "Watch")
 
 ALLOWED: Mapping[str, frozenset[Role]] = {
     CLIENT_SERVICE: frozenset({Role.USER}),
-    "realloc.api.diagnostics.v1.DiagnosticsService": frozenset(),  # operators alone
+    "realloc.api.diagnostics.v1.DiagnosticsService": frozenset({Role.OPERATOR}),
     "realloc.api.plan_search.v1.PlanSearchService": frozenset({Role.SCHEDULER}),
     "realloc.api.param_store.v1.ParamStoreService": frozenset({Role.SCHEDULER, Role.PARAM_STORE}),
     "realloc.api.trainer.v1.TrainerService": frozenset({Role.SCHEDULER}),

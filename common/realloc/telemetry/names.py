@@ -32,18 +32,17 @@ class Span(StrEnum):
     CHECKPOINT_SNAPSHOT = "checkpoint.snapshot", "Copying a job's state to host memory to save it."
     LOAD_MODEL = "model.load", "Building a model and filling its weights."
     ROLLOUT = "rollout", "One batch of prompts in a generation engine, until all have ended."
-    REWARD = "reward", "Scoring finished rollouts with the user's reward function."
     PULL_BATCH = "batch.pull", "Fetching rows of batches from other shards."
     TRAIN_STEP = "train.step", "One optimizer step: forward, backward, reduction, update."
     REALLOCATION = "reallocation", "One model from one layout to another, to a new version."
     REALLOCATION_PLAN = "reallocation.plan", "Computing (or finding) the transfer programs."
     REALLOCATION_PREPARE = "reallocation.prepare", "Handing the programs to the endpoints."
     REALLOCATION_TRANSFER = "reallocation.transfer", "Bytes move; shadow parameters are filled."
+    REALLOCATION_RANK = "reallocation.rank", "One source's part in a transfer, beside its calls."
     REALLOCATION_VERIFY = "reallocation.verify", "Comparing the digests of both sides."
     REALLOCATION_COMMIT = "reallocation.commit", "Engines flip to the new version."
     REALLOCATION_ABORT = "reallocation.abort", "Shadows are dropped after a failure."
     SEARCH = "plan_search", "Searching an execution plan."
-    SIMULATE = "plan_search.simulate", "Simulating given plans."
 
 
 class Attribute(StrEnum):
@@ -68,21 +67,26 @@ class Attribute(StrEnum):
     MODEL_ID = "realloc.model.id", "", "Model within the job: actor, critic, ref."
     WEIGHT_VERSION = "realloc.model.weight_version", "", "Optimizer steps behind the weights."
     LAYOUT = "realloc.layout", "", "Layout of the model, as megatron:d1t2p1@0,1."
-    SOURCE_LAYOUT = "realloc.layout.source", "", "Layout that the weights come from."
-    MESH = "realloc.mesh", "", "Devices of the call, as 0-3."
-    STRATEGY = "realloc.strategy", "", "Parallel strategy, as d2t4p1."
-    RANK = "realloc.rank", "", "Rank within the job's world."
-    DEVICE = "realloc.device", "", "Global id of the device."
+    DEVICE_KIND = "realloc.device.kind", "", "Hardware of the device, as the cost model names it."
+    MEMBER_KIND = (
+        "realloc.member.kind",
+        "",
+        "scheduler, plan_search, param_store, trainer or generation.",
+    )
     LANE = "realloc.lane", "", "Row of the timeline within its process; empty is the main one."
     NUM_ROWS = "realloc.batch.rows", "{row}", "Rows of the batch."
     NUM_TOKENS = "realloc.batch.tokens", "{token}", "Tokens of the batch."
-    PREDICTED_SECONDS = "realloc.predicted_seconds", "s", "What the cost model expected."
-    SESSION_ID = "realloc.reallocation.session", "", "Id of the reallocation."
     MOVED_BYTES = "realloc.reallocation.bytes", "By", "Bytes written at all destinations."
     LOCAL_BYTES = "realloc.reallocation.local_bytes", "By", "Bytes that stay on their device."
     CROSS_DEVICE_BYTES = "realloc.reallocation.cross_device_bytes", "By", "Between devices."
     CROSS_NODE_BYTES = "realloc.reallocation.cross_node_bytes", "By", "Between nodes."
     BOUND_RATIO = "realloc.reallocation.bound_ratio", "1", "Bytes between devices over the least."
+    SENT_BYTES = "realloc.reallocation.sent_bytes", "By", "Bytes sent to other processes."
+    TRANSPORTS = (
+        "realloc.reallocation.transports",
+        "",
+        "How they were sent: gloo, shared_memory, nccl, cuda_ipc.",
+    )
     BYTES_KIND = "realloc.reallocation.bytes_kind", "", "local, cross_device or cross_node."
     PHASE = "realloc.reallocation.phase", "", "preparing, transferring, verifying, committing."
     DIGEST_OK = "realloc.reallocation.digest_ok", "", "True where both sides agree."
@@ -100,6 +104,8 @@ class Instrument(Enum):
 
     COUNTER = "counter"
     GAUGE = "gauge"
+    OBSERVED = "observed gauge"
+    """Read from a callback whenever metrics are exported."""
     HISTOGRAM = "histogram"
 
 
@@ -119,6 +125,12 @@ class Metric(StrEnum):
         return member
 
     JOBS_ENDED = "realloc.jobs.ended", Instrument.COUNTER, "{job}", "Jobs ended, by outcome."
+    JOB_IDLE_SECONDS = (
+        "realloc.job.idle",
+        Instrument.OBSERVED,
+        "s",
+        "Seconds since a running job last ended an iteration or an evaluation, by job.",
+    )
     ITERATION_SECONDS = "realloc.iteration.duration", Instrument.HISTOGRAM, "s", "One iteration."
     CALL_SECONDS = "realloc.call.duration", Instrument.HISTOGRAM, "s", "One function call."
     CALL_PREDICTED_SECONDS = (
@@ -127,15 +139,15 @@ class Metric(StrEnum):
         "s",
         "What the cost model expected of the same call.",
     )
-    REWARD = "realloc.reward.mean", Instrument.GAUGE, "1", "Mean reward of the iteration."
+    REWARD = "realloc.reward.mean", Instrument.GAUGE, "{reward}", "Mean reward of the iteration."
     KL = "realloc.kl.mean", Instrument.GAUGE, "nat", "Mean KL to the reference per sequence."
-    LOSS = "realloc.loss", Instrument.GAUGE, "1", "Mean loss of a train call, by model."
-    GRAD_NORM = "realloc.grad_norm", Instrument.GAUGE, "1", "Gradient norm before clipping."
+    LOSS = "realloc.loss", Instrument.GAUGE, "{loss}", "Mean loss of a train call, by model."
+    GRAD_NORM = "realloc.grad_norm", Instrument.GAUGE, "{norm}", "Gradient norm before clipping."
     TOKENS = "realloc.tokens", Instrument.COUNTER, "{token}", "Tokens processed, by call."
     WEIGHT_VERSION = (
         "realloc.weight_version",
         Instrument.GAUGE,
-        "1",
+        "{version}",
         "Version that the model serves.",
     )
     LOGPROB_DIFFERENCE = (
@@ -179,6 +191,24 @@ class Metric(StrEnum):
         Instrument.HISTOGRAM,
         "1",
         "Bytes that cross devices over the least that any plan must move.",
+    )
+    DEVICE_BUSY_SECONDS = (
+        "realloc.device.busy",
+        Instrument.COUNTER,
+        "s",
+        "Seconds in which a shard ran function calls; its rate is the busy share of the device.",
+    )
+    MEMBERS = (
+        "realloc.members",
+        Instrument.OBSERVED,
+        "{process}",
+        "Processes that are registered, by kind, as a scheduler sees them.",
+    )
+    DEVICES = (
+        "realloc.devices",
+        Instrument.OBSERVED,
+        "{device}",
+        "Devices that a scheduler is configured for: so many trainers should be registered.",
     )
     CHECKPOINT_SNAPSHOT_SECONDS = (
         "realloc.checkpoint.snapshot.duration",

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
@@ -30,7 +30,12 @@ EXPORT_TIMEOUT_SECONDS = 5.0
 MAX_QUEUED_SPANS = 65_536
 """Spans beyond it are dropped: a collector that is away must not fill the memory."""
 
-SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+BUCKETS = {
+    "s": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+    "By/s": (1e6, 1e7, 1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11, 3e11, 1e12),
+    "1": (1.0, 1.001, 1.01, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 10.0),
+}
+"""Upper bounds of histograms by unit; OpenTelemetry's default ones are meant for milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +115,17 @@ def meter_provider(
         PeriodicExportingMetricReader(exporter, METRIC_FLUSH_SECONDS * 1000)
         for exporter in exporters
     ]
-    # OpenTelemetry's default buckets are meant for milliseconds.
-    seconds = View(
-        instrument_unit="s", aggregation=ExplicitBucketHistogramAggregation(SECONDS_BUCKETS)
-    )
     return MeterProvider(
         metric_readers=readers,
         resource=_resource(service, instance),
-        views=[seconds],
+        views=[
+            View(
+                instrument_type=Histogram,
+                instrument_unit=unit,
+                aggregation=ExplicitBucketHistogramAggregation(bounds),
+            )
+            for unit, bounds in BUCKETS.items()
+        ],
     )
 
 

@@ -3,6 +3,8 @@
     with span(Span.REALLOCATION, {Attribute.MODEL_ID: "actor"}) as current:
         current.set_attribute(Attribute.DIGEST_OK, True)
 
+    observe(Metric.MEMBERS, count_by_kind, Attribute.MEMBER_KIND)
+
     text = current_traceparent()                      # kept with a job in etcd …
     with span(Span.JOB, {...}, parent=text): ...      # … so that whoever runs it goes on
 
@@ -10,7 +12,7 @@ Without `setup.start` all of this does nothing.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -71,6 +73,23 @@ def record(metric: names.Metric, value: float, attributes: Attributes | None = N
     _recorder(metric)(value, {str(key): item for key, item in (attributes or {}).items()})
 
 
+def observe(
+    metric: names.Metric, values: Callable[[], Mapping[str, float]], attribute: names.Attribute
+) -> None:
+    """Let a metric be read from a callback, which any thread may call, at each export.
+
+    Args:
+        values: number by value of the attribute.
+    """
+
+    def read(_: metrics.CallbackOptions) -> list[metrics.Observation]:
+        return [metrics.Observation(number, {attribute: key}) for key, number in values().items()]
+
+    assert metric.instrument is names.Instrument.OBSERVED, metric
+    meter = metrics.get_meter("realloc")
+    meter.create_observable_gauge(metric, [read], metric.unit, metric.meaning)
+
+
 def _context(parent: str | None) -> context.Context | None:
     return propagate.extract({"traceparent": parent}) if parent else None
 
@@ -87,3 +106,5 @@ def _recorder(metric: names.Metric) -> Any:
             return meter.create_gauge(metric, unit, text).set
         case names.Instrument.HISTOGRAM:
             return meter.create_histogram(metric, unit, text).record
+        case names.Instrument.OBSERVED:
+            raise ValueError(f"{metric} is observed, not recorded")

@@ -13,14 +13,16 @@ from realloc.transfer.communicator import Communicator, Direction, Memory, Pendi
 from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Stream
 
-RunsOf = Callable[[Direction, Stream], Int64]
-"""Runs of a stream, int64 [runs, 2], on this side: what could move as it is."""
+RunsOf = Callable[[Direction, Stream, int], Int64]
+"""Runs of a stream of at least a number of elements, int64 [runs, 2], on this side: what could
+move as it is."""
 
 
 def agree_on_cuts(
     chunks: ProgramChunks,
     runs_of: RunsOf,
     communicator: Communicator,
+    least_run: int,
     deadline: float,
 ) -> None:
     """Cut every stream alike on both sides, at the ends of the long runs of either.
@@ -28,36 +30,66 @@ def agree_on_cuts(
     One short message to and from each peer. Peers that lend memory are left out: where to cut
     makes no difference there.
 
+    Args:
+        least_run: elements of the shortest run that counts; the same on all endpoints.
+
     Raises:
         Unavailable: a peer is gone or late, or has another program.
     """
     peers = [peer for peer in chunks.peers() if communicator.memory(peer) is Memory.ANY]
+    directions = (Direction.SEND, Direction.RECEIVE)
     streams = {
-        peer: [
-            (direction, stream)
-            for direction in (Direction.SEND, Direction.RECEIVE)
-            for stream in chunks.streams(direction, peer)
-        ]
+        peer: [(side, stream) for side in directions for stream in chunks.streams(side, peer)]
         for peer in peers
     }
-    mine = {peer: [runs_of(*item).reshape(-1) for item in streams[peer]] for peer in peers}
-    lengths = {peer: np.array([len(runs) for runs in mine[peer]], np.int64) for peer in peers}
-    empty = {peer: np.empty(len(streams[peer]), np.int64) for peer in peers}
-    their_lengths = _exchange(communicator, lengths, empty, deadline)
-    theirs = _exchange(
+    mine = {
+        peer: [runs_of(side, stream, least_run) for side, stream in streams[peer]] for peer in peers
+    }
+    # What I send they receive: their list has the two directions the other way round.
+    theirs = {
+        peer: [stream for side in directions[::-1] for stream in chunks.streams(side, peer)]
+        for peer in peers
+    }
+    answers = _exchange(
         communicator,
-        {peer: np.concatenate(mine[peer]) for peer in peers},
-        {peer: np.empty(int(their_lengths[peer].sum()), np.int64) for peer in peers},
+        {
+            peer: _written([stream for _, stream in streams[peer]], mine[peer], least_run)
+            for peer in peers
+        },
+        {peer: np.zeros(_room(theirs[peer], least_run).sum(), np.int64) for peer in peers},
         deadline,
     )
     for peer in peers:
-        parts = np.split(theirs[peer], np.cumsum(their_lengths[peer])[:-1])
-        # What I send they receive: their list has the two directions the other way round.
-        num_receives = len(chunks.streams(Direction.RECEIVE, peer))
-        parts = parts[num_receives:] + parts[:num_receives]
-        for (_, stream), here, there in zip(streams[peer], mine[peer], parts, strict=True):
-            both = here.reshape(-1, 2), there.reshape(-1, 2)
+        other = dict(
+            zip(map(id, theirs[peer]), _read(theirs[peer], answers[peer], least_run), strict=True)
+        )
+        for (_, stream), runs in zip(streams[peer], mine[peer], strict=True):
+            both = runs, other[id(stream)]
             chunks.cut(stream, chunk_ends(stream.num_elements, both, chunks.chunk_elements))
+
+
+def _room(streams: list[Stream], least_run: int) -> Int64:
+    """Integers that the runs of each stream take at most, with their number."""
+    return np.array([1 + 2 * (s.num_elements // least_run) for s in streams], dtype=np.int64)
+
+
+def _written(streams: list[Stream], runs: list[Int64], least_run: int) -> Int64:
+    """The runs of all streams in one array, whose length both sides know."""
+    room = _room(streams, least_run)
+    array = np.zeros(room.sum(), dtype=np.int64)
+    for begin, of_stream in zip(np.cumsum(room) - room, runs, strict=True):
+        array[begin] = len(of_stream)
+        array[begin + 1 : begin + 1 + of_stream.size] = of_stream.reshape(-1)
+    return array
+
+
+def _read(streams: list[Stream], array: Int64, least_run: int) -> list[Int64]:
+    """The runs that `_written` wrote."""
+    room = _room(streams, least_run)
+    return [
+        array[begin + 1 : begin + 1 + 2 * array[begin]].reshape(-1, 2)
+        for begin in np.cumsum(room) - room
+    ]
 
 
 def _exchange(
@@ -81,8 +113,6 @@ def _exchange(
         peer = receiver if sender == here else sender
         array = torch.from_numpy(outgoing[peer] if sender == here else incoming[peer])
         buffer = array.to(communicator.device)
-        if not len(buffer):
-            continue
         with communicator.group():
             if sender == here:
                 in_flight.append(communicator.send(buffer, peer=peer, round=0))
@@ -91,8 +121,4 @@ def _exchange(
                 in_flight.append(communicator.receive(buffer, peer=peer, round=0))
     while in_flight:
         finish()
-    communicator.settle()
-    return {
-        peer: received[peer].cpu().numpy() if peer in received else incoming[peer]
-        for peer in incoming
-    }
+    return {peer: array.cpu().numpy() for peer, array in received.items()}

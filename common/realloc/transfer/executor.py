@@ -6,38 +6,27 @@ flight, waits for the oldest first. So the first chunk (in that order) that is n
 has been started by both of its sides, since both only ever wait for earlier ones: no
 deadlock, whatever the programs are. While the oldest is on its way, later chunks are packed
 and blocks that stay in the process are copied. A chunk's digest is summed as it passes, while
-the cache has it.
-
-A chunk that is one run of memory, in the element type that moves, is sent and received in
-place; only others pass through staging.
+the cache has it. How a chunk gets out of parameters and into them is the `carrier`'s matter.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import Int64, TransferProgram
+from realloc.core.transfer import TransferProgram
 from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.arrivals import Arrival
-from realloc.transfer.chunks import Chunk, LocalCopy, ProgramChunks
-from realloc.transfer.communicator import (
-    Borrowed,
-    Communicator,
-    Direction,
-    Memory,
-    Pending,
-    Region,
-)
+from realloc.transfer.carrier import Carrier, InFlight
+from realloc.transfer.chunks import Chunk, ProgramChunks
+from realloc.transfer.communicator import Communicator, Direction
 from realloc.transfer.cuts import LEAST_RUN_BYTES
 from realloc.transfer.ledger import Ledger
-from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
-from realloc.transfer.streams import Piece, Stream
 
 MAX_IN_FLIGHT = 16
 """Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
@@ -59,21 +48,6 @@ class TransferReport:
     """Digest of what was sent, by (destination endpoint, canonical tensor): signed 64 bits."""
     received_digests: Mapping[int, int]
     """Digest of all that the destination holds now, by canonical tensor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InFlight:
-    """A chunk under way, and what it takes up."""
-
-    chunk: Chunk
-    pieces: tuple[Piece, ...]
-    pending: Pending
-    buffers: tuple[torch.Tensor, ...] = ()
-    """Staging buffers that the chunk moves through, if it does."""
-    elements: tuple[torch.Tensor, ...] = ()
-    """The chunk as it moves, in parts of a buffer each; empty where it is lent as it is."""
-    borrowed: Borrowed | None = None
-    """The receive as such where it is read in the sender's memory."""
 
 
 def execute(
@@ -203,6 +177,14 @@ class Execution:
             digests=digests,
             arrived=arrived,
         )
+        self._carrier = Carrier(
+            communicator=communicator,
+            source=source,
+            destination=destination,
+            staging=staging,
+            dtype=dtype,
+            ledger=self._ledger,
+        )
 
     def run(self) -> TransferReport:
         """Move everything; see `execute`."""
@@ -214,31 +196,26 @@ class Execution:
             with self._communicator.group():
                 started = [self._start(chunk) for chunk in batch.chunks]
             for item in started:
-                if item.chunk.direction is Direction.SEND:
-                    for part in self._parts(item.chunk, item.elements):
-                        self._ledger.sent(*part)
+                self._carrier.started(item)
             for copy in batch.copies:
-                self._copy(copy)
+                self._carrier.copy(copy)
         while self._in_flight:
             self._finish_oldest()
         self._communicator.settle()
         self._source.synchronize()
         self._destination.synchronize()
-        return self._report(time.monotonic() - began)
+        return self._report(began)
 
     def _cut(self) -> None:
         """Cut all streams, as their other sides do."""
         try:
-            agree_on_cuts(self._chunks, self._runs, self._communicator, self._deadline)
+            least = max(1, LEAST_RUN_BYTES // self._dtype.itemsize)
+            agree_on_cuts(
+                self._chunks, self._carrier.runs, self._communicator, least, self._deadline
+            )
         except Unavailable as error:
             names = self._program.source_tensors + self._destination.names
             raise self._named(error, names) from error
-
-    def _runs(self, direction: Direction, stream: Stream) -> Int64:
-        """Begin and end of the runs of a stream that may move as they are."""
-        parameters = self._source if direction is Direction.SEND else self._destination
-        movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(max(1, LEAST_RUN_BYTES // self._dtype.itemsize), movable)
 
     def _batch_size(self) -> int:
         # Of chunks that are cast for open memory each may need half of the buffers.
@@ -246,7 +223,7 @@ class Execution:
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""
-        needed = sum(self._buffers_for(chunk) for chunk in batch) + 1
+        needed = sum(self._carrier.buffers_for(chunk) for chunk in batch) + 1
         while self._in_flight and (
             len(self._in_flight) + len(batch) > self._window or self._staging.num_free < needed
         ):
@@ -262,12 +239,6 @@ class Execution:
                 self._finish_oldest()
             self._destination.synchronize()
 
-    def _buffers_for(self, chunk: Chunk) -> int:
-        """Most staging buffers that a chunk takes."""
-        if self._plain and self._communicator.memory(chunk.peer) is Memory.OPEN:
-            return 0
-        return -(-chunk.num_elements // self._chunks.chunk_elements)
-
     def _passes_on(self, chunk: Chunk) -> bool:
         first_destination = len(self._program.source_tensors)
         return chunk.direction is Direction.SEND and bool(
@@ -275,125 +246,21 @@ class Execution:
         )
 
     def _start(self, chunk: Chunk) -> InFlight:
-        """Hand a chunk to the communicator."""
-        start = self._start_send if chunk.direction is Direction.SEND else self._start_receive
         try:
-            self._in_flight.append(start(chunk, chunk.pieces()))
+            self._in_flight.append(self._carrier.start(chunk))
         except Unavailable as error:
             raise self._named(error, self._unmoved(chunk)) from error
         return self._in_flight[-1]
-
-    def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Send the parameters' own memory where it will do, else pack."""
-        peer, round_ = chunk.peer, chunk.round
-        memory = self._communicator.memory(peer)
-        if memory is Memory.OPEN:
-            return self._start_loan(chunk, pieces)
-        buffers: tuple[torch.Tensor, ...] = ()
-        elements = self._source.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None or memory is Memory.LENT:
-            buffers = (self._staging.take(),)
-            elements = self._elements_of(buffers[0], chunk)
-            self._source.pack(pieces, elements)
-        pending = self._communicator.send(elements, peer=peer, round=round_)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
-        )
-
-    def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Lend the parameters themselves; cast elements of another type first."""
-        buffers: tuple[torch.Tensor, ...] = ()
-        elements: tuple[torch.Tensor, ...] = ()
-        if self._source.all_of(self._dtype):
-            views = [self._source.strip(piece).view() for piece in pieces]
-        else:
-            buffers, elements = self._take_buffers(chunk)
-            for part, cast in zip(chunk.cut(self._chunks.chunk_elements), elements, strict=True):
-                self._source.pack(part.pieces(), cast)
-            self._source.synchronize()
-            views = [cast.view(1, -1) for cast in elements]
-        pending = self._communicator.lend(views, peer=chunk.peer, round=chunk.round)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
-        )
-
-    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Receive into the parameter, or to be unpacked from where the sender has it."""
-        peer, round_ = chunk.peer, chunk.round
-        buffers: tuple[torch.Tensor, ...] = ()
-        memory = self._communicator.memory(peer)
-        if memory is not Memory.ANY:
-            casts: tuple[torch.Tensor, ...] = ()
-            if memory is Memory.OPEN and not self._destination.all_of(self._dtype):
-                buffers, casts = self._take_buffers(chunk)
-            size_bytes = chunk.num_elements * self._dtype.itemsize
-            borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
-            return InFlight(
-                chunk=chunk,
-                pieces=pieces,
-                pending=borrowed,
-                buffers=buffers,
-                elements=casts,
-                borrowed=borrowed,
-            )
-        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None:
-            buffers = (self._staging.take(),)
-            elements = self._elements_of(buffers[0], chunk)
-        pending = self._communicator.receive(elements, peer=peer, round=round_)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
-        )
 
     def _finish_oldest(self) -> None:
         """Wait for the oldest chunk; if it came, put it in place."""
         done = self._in_flight[0]
         try:
             done.pending.wait(max(self._deadline - time.monotonic(), 0.0))
-            if done.chunk.direction is Direction.RECEIVE:
-                self._put_in_place(done)
+            self._carrier.finish(done)
         except Unavailable as error:
             raise self._named(error, self._unmoved(done.chunk)) from error
-        for buffer in done.buffers:
-            self._staging.give_back(buffer)
         self._in_flight.popleft()
-
-    def _put_in_place(self, done: InFlight) -> None:
-        """Copy to where the pieces lie, if need be, and enter into the ledger."""
-        elements = done.elements
-        if done.borrowed is not None:
-            source = [_strip_of(region, self._dtype) for region in done.borrowed.message]
-            if self._destination.all_of(self._dtype):
-                copy_matched(map(self._destination.strip, done.pieces), source)
-            elif done.buffers:
-                copy_matched([_run(cast) for cast in elements], source)
-            else:
-                (whole,) = source
-                elements = (whole.view().view(-1),)
-        for part, moved in self._parts(done.chunk, elements):
-            if moved is not None and (done.buffers or done.borrowed is not None):
-                self._destination.unpack(part.pieces(), moved)
-            self._ledger.received(part, moved)
-        if done.borrowed is not None:
-            done.borrowed.release()
-
-    def _parts(
-        self, chunk: Chunk, elements: tuple[torch.Tensor, ...]
-    ) -> Iterator[tuple[Chunk, torch.Tensor | None]]:
-        """A chunk with its elements as they move; None where it moved as the parameters are."""
-        if not elements:
-            yield chunk, None
-        else:
-            yield from zip(chunk.cut(self._chunks.chunk_elements), elements, strict=True)
-
-    def _take_buffers(self, chunk: Chunk) -> tuple[tuple[torch.Tensor, ...], ...]:
-        """Staging buffers for a chunk, and its elements in them."""
-        parts = list(chunk.cut(self._chunks.chunk_elements))
-        buffers = tuple(self._staging.take() for _ in parts)
-        return buffers, tuple(map(self._elements_of, buffers, parts))
-
-    def _elements_of(self, buffer: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        return buffer.view(self._dtype)[: chunk.num_elements]
 
     def _unmoved(self, chunk: Chunk) -> list[str]:
         """Names of the parameters that a chunk is of."""
@@ -407,49 +274,14 @@ class Execution:
         more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
         return Unavailable(f"{error}; parameters {', '.join(distinct[:3])}{more}")
 
-    def _copy(self, copy: LocalCopy) -> None:
-        """Copy what stays in the process."""
-        if self._plain:
-            copy_matched(
-                map(self._destination.strip, copy.received.pieces()),
-                map(self._source.strip, copy.sent.pieces()),
-            )
-            self._ledger.sent(copy.sent, None)
-            self._ledger.received(copy.received, None)
-            return
-        most = self._chunks.chunk_elements
-        for sent, received in zip(copy.sent.cut(most), copy.received.cut(most), strict=True):
-            buffer = self._staging.take()
-            elements = self._elements_of(buffer, sent)
-            self._source.pack(sent.pieces(), elements)
-            self._ledger.sent(sent, elements)
-            self._destination.unpack(received.pieces(), elements)
-            self._ledger.received(received, elements)
-            self._staging.give_back(buffer)
-
-    def _report(self, seconds: float) -> TransferReport:
+    def _report(self, began: float) -> TransferReport:
         itemsize = self._dtype.itemsize
+        sent, received = self._ledger.sent_digests(), self._ledger.received_digests()
         return TransferReport(
             sent_bytes=self._chunks.sent_elements * itemsize,
             received_bytes=self._chunks.received_elements * itemsize,
             local_bytes=self._chunks.local_elements * itemsize,
-            seconds=seconds,
-            sent_digests=self._ledger.sent_digests(),
-            received_digests=self._ledger.received_digests(),
+            seconds=time.monotonic() - began,
+            sent_digests=sent,
+            received_digests=received,
         )
-
-
-def _strip_of(region: Region, dtype: torch.dtype) -> Strip:
-    """The elements of a region of memory."""
-    size = dtype.itemsize
-    return Strip(
-        region.memory.view(dtype),
-        region.start // size,
-        region.rows,
-        region.row_bytes // size,
-        region.stride_bytes // size,
-    )
-
-
-def _run(elements: torch.Tensor) -> Strip:
-    return Strip(elements, 0, 1, len(elements), len(elements))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -11,7 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.kubernetes.manifests import OVERLAYS, SMOKE, TARGETS, overlays, parse, problems, render
+from deploy.kubernetes.manifests import (
+    DOCTOR,
+    OVERLAYS,
+    ROOT,
+    SMOKE,
+    TARGETS,
+    overlays,
+    parse,
+    problems,
+    render,
+)
 from deploy.kubernetes.secrets import CLIENT, ETCD_HOSTS, HOLDERS, TOKENS
 from deploy.node.agent import ALIVE
 from deploy.node.config import NodeConfig
@@ -46,8 +57,9 @@ Object = Mapping[str, Any]
 
 @cache
 def rendered(overlay: str) -> tuple[Object, ...]:
-    """All objects of an overlay, and of the smoke job."""
-    return (*parse(render(OVERLAYS / overlay)), *parse(render(SMOKE)))
+    """All objects of an overlay, and of the jobs."""
+    folders = (OVERLAYS / overlay, SMOKE, DOCTOR)
+    return tuple(each for folder in folders for each in parse(render(folder)))
 
 
 @pytest.fixture(params=overlays())
@@ -105,10 +117,10 @@ def config_file(objects: tuple[Object, ...], service: str, folder: Path) -> Path
 # ---- schemas ----
 
 
-@pytest.mark.parametrize("overlay", overlays())
-def test_overlays_are_valid(overlay):
+def test_overlays_are_valid():
     """The oldest and the newest supported Kubernetes accept every field of every object."""
-    assert list(problems(rendered(overlay))) == []
+    distinct = {json.dumps(each, sort_keys=True) for name in overlays() for each in rendered(name)}
+    assert list(problems([json.loads(text) for text in sorted(distinct)])) == []
 
 
 def test_an_unknown_field_is_found():
@@ -116,6 +128,25 @@ def test_an_unknown_field_is_found():
     wrong = json.loads(json.dumps(named(rendered("cpu"), "Deployment", "scheduler")))
     wrong["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     assert any("readinesProbe" in problem for problem in problems([wrong]))
+
+
+def test_a_cluster_may_only_train(tmp_path):
+    """With the component `training-only` shards run the image without vLLM, and no replicas."""
+    folder = ROOT / "run" / f"test-{tmp_path.name}"
+    folder.mkdir(parents=True)
+    content = {
+        "resources": ["../../deploy/kubernetes/overlays/gpu-8"],
+        "components": ["../../deploy/kubernetes/components/training-only"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    try:
+        objects = parse(render(folder))
+    finally:
+        shutil.rmtree(folder)
+    assert list(problems([named(objects, "StatefulSet", "shards")])) == []
+    (container,) = pod_of(named(objects, "StatefulSet", "shards"))["containers"]
+    assert container["image"].startswith("realloc/trainer")
+    assert not [each for each in container["args"] if "generation" in each]
 
 
 # ---- configuration ----
@@ -270,7 +301,7 @@ def test_accounts_have_no_rights(objects):
 
 
 def test_everything_that_runs_on_is_probed(objects):
-    """Startup, readiness and liveness of every container but the job's; by gRPC, but for etcd."""
+    """Startup, readiness and liveness of every container but the job's; ours by gRPC."""
     for name, _, container in containers(tuple(of_kind(objects, "Deployment", "StatefulSet"))):
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             found = container[probe]
@@ -278,7 +309,7 @@ def test_everything_that_runs_on_is_probed(objects):
                 ports = {port["containerPort"] for port in container["ports"]}
                 assert found["grpc"]["port"] in ports, name
             else:
-                assert "httpGet" in found, name
+                assert found.keys() & {"httpGet", "tcpSocket"}, name
     node = named(objects, "StatefulSet", "shards")
     assert pod_of(node)["containers"][0]["livenessProbe"]["grpc"]["service"] == ALIVE
 
@@ -343,19 +374,23 @@ def test_what_pods_mount_exists(objects):
 Flow = tuple[str, str, int]
 """From one workload to another, at a port."""
 
-PROBED_PORTS = (2379, 2380, 2381, 4317, 7000, 7001, 7100, 7299, 7300, 29500)
+PROBED_PORTS = (2379, 2380, 2381, 3000, 3200, 4317, 7000, 7001, 7100, 7299, 7300, 8889, 9090, 29500)
 """A port of each kind, and some that nobody should reach."""
 
 
 def expected_flows(config: NodeConfig) -> set[Flow]:
     """What the services do: `realloc.security.roles` says who calls whom."""
     parties = {"scheduler": "scheduler", "plan_search": "plan-search", "param_store": "param-store"}
-    workload = parties | dict.fromkeys(SHARDS, "shards")
+    workload = parties | dict.fromkeys(SHARDS, "shards") | {"operator": "doctor"}
     flows: set[Flow] = {(each, "etcd", 2379) for each in workload.values()}
     flows |= {("etcd", "etcd", 2380), ("smoke", "scheduler", 7000)}
+    flows |= {(each, "collector", 4317) for each in (*CONTROL, "shards")}
+    flows |= {("collector", "tempo", 4317), ("grafana", "tempo", 3200)}
+    flows |= {("prometheus", "collector", 8889), ("prometheus", "etcd", 2381)}
+    flows |= {("grafana", "prometheus", 9090)}
     for service, roles in ALLOWED.items():
         kind = service.split(".")[2]
-        servers = SHARDS if kind == "shard" else (kind,)
+        servers = {"shard": SHARDS, "diagnostics": (*parties, *SHARDS)}.get(kind, (kind,))
         for caller in roles if service != CLIENT_SERVICE else ():
             for server in servers:
                 ports = (7100, 7299) if server in SHARDS else (7000,)
@@ -374,7 +409,6 @@ def test_policies_allow_what_is_needed_and_nothing_else(objects):
     labels = {
         each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
         for each in of_kind(objects, *POD_KINDS)
-        if each["metadata"]["name"] in ("etcd", "shards", "smoke", *CONTROL)
     }
     policies = of_kind(objects, "NetworkPolicy")
     allowed = {

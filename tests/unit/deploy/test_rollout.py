@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,23 @@ def test_an_unknown_overlay_is_named(options):
     """The error lists those that exist."""
     with pytest.raises(NotFound, match="cpu, gpu-128, gpu-8"):
         Rollout(Options(overlay="gpu-9"), print)
+
+
+def test_only_clusters_without_gpus_get_images_without_cuda(options):
+    """What is built follows from the devices of the overlay, not from its name."""
+    for overlay, tag in (("cpu", "v1-cpu"), ("gpu-128", "v1")):
+        tools = ToyTools()
+        changed = replace(options, overlay=overlay)
+        Rollout(changed, lambda text: None, tools).up()
+        assert any(f"--tag=reg.example/realloc/generation:{tag} " in text for text in tools.said)
+
+
+def test_podman_and_buildah_are_told_what_to_ignore():
+    """docker finds the file by itself; the others would send the whole checkout."""
+    for builder in ("podman", "buildah"):
+        command = build_command(builder, "control", "realloc/control:v1", cpu=False)
+        (ignored,) = [word for word in command if word.startswith("--ignorefile=")]
+        assert (ROOT / ignored.partition("=")[2]).exists()
 
 
 def test_rendered_images_are_those_that_were_built(options):

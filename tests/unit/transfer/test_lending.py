@@ -201,6 +201,27 @@ def test_memory_is_given_back_only_after_the_device_has_read_it() -> None:
     pending.wait(5.0)
 
 
+def test_an_offer_longer_than_the_socket_takes_goes_out_while_its_sender_waits() -> None:
+    """30,000 pieces, some 1.4 MB of description, all in order."""
+    (sender, receiver), _ = connected()
+    kept = torch.arange(30_000 * 4, dtype=torch.int32).view(30_000, 4)
+    starts: list[int] = []
+
+    def receive() -> None:
+        borrowed = receiver.borrow(kept.nbytes, peer=0, round=0)
+        borrowed.wait(20.0)
+        starts.extend(region.start for region in borrowed.message)
+        borrowed.release()
+        receiver.settle()
+
+    thread = threading.Thread(target=receive)
+    pending = sender.lend(list(kept.split(1)), peer=1, round=0)
+    thread.start()
+    pending.wait(20.0)
+    thread.join(20)
+    assert starts == list(range(0, kept.nbytes, 16))
+
+
 def test_closing_gives_back_what_the_device_has_read() -> None:
     """A sender does not lose its wait to a receiver that is through and leaves."""
     (sender, receiver), _ = connected()

@@ -11,9 +11,13 @@ from realloc.api.diagnostics.v1 import diagnostics_pb2_grpc
 from realloc.client.doctor.deployment import Reach
 from realloc.client.doctor.findings import CheckResult, Finding, Status
 from realloc.coordination.membership import Member
-from realloc.core.errors import NotFound, ReallocError
+from realloc.core.errors import Conflict, NotFound, ReallocError
 
 _LIST_AGAIN_SECONDS = 0.5
+_ADVICE = {
+    NotFound: "mount the shared file system there",
+    Conflict: "let the user of the process write there",
+}
 
 
 async def check_folder(
@@ -27,7 +31,7 @@ async def check_folder(
         seen = await _list_until_seen(probe, good, timeout_seconds)
     finally:
         await probe.all(shards, pb.FOLDER_PHASE_REMOVE)
-    findings = [*_refusals(folder, shards, written), *_unseen(folder, good, seen)]
+    findings = [*_refusals(shards, written), *_unseen(folder, good, seen)]
     free = min((each.free_bytes for each in written.values() if _answered(each)), default=0)
     return CheckResult(
         name="folder",
@@ -81,20 +85,15 @@ def _answered(answer: Any) -> bool:
     return not isinstance(answer, ReallocError)
 
 
-def _refusals(
-    folder: str, shards: Sequence[Member], written: Mapping[str, Any]
-) -> Iterator[Finding]:
+def _refusals(shards: Sequence[Member], written: Mapping[str, Any]) -> Iterator[Finding]:
     for shard in shards:
         answer = written[shard.key]
         if isinstance(answer, ReallocError):
-            missing = isinstance(answer, NotFound)
             yield Finding(
                 status=Status.FAILED,
                 subject=f"{shard.name} ({shard.host})",
                 problem=str(answer),
-                advice="mount the shared file system there"
-                if missing
-                else "let the user of the process write there",
+                advice=_ADVICE.get(type(answer), "it answered a moment ago: read its log"),
             )
 
 

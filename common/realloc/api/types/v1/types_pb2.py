@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n realloc/api/types/v1/types.proto\x12\x14realloc.api.types.v1\"}\n\x10ParallelStrategy\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x05\x12\x0e\n\x06tensor\x18\x02 \x01(\x05\x12\x10\n\x08pipeline\x18\x03 \x01(\x05\x12\x18\n\x10virtual_pipeline\x18\x04 \x01(\x05\x12\x0e\n\x06\x65xpert\x18\x05 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\x06 \x01(\x05\"7\n\nDeviceMesh\x12\x14\n\x0c\x66irst_device\x18\x01 \x01(\x05\x12\x13\n\x0bnum_devices\x18\x02 \x01(\x05\"h\n\x07\x43luster\x12\x11\n\tnum_nodes\x18\x01 \x01(\x05\x12\x18\n\x10\x64\x65vices_per_node\x18\x02 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x03 \x01(\t\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x03\"\x83\x01\n\x06Layout\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .realloc.api.types.v1.LayoutKind\x12\x38\n\x08strategy\x18\x02 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategy\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\"\xc0\x01\n\rCallPlacement\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12.\n\x04mesh\x18\x02 \x01(\x0b\x32 .realloc.api.types.v1.DeviceMesh\x12\x38\n\x08strategy\x18\x03 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategy\x12\x19\n\x11predicted_seconds\x18\x04 \x01(\x01\x12\x1c\n\x14predicted_peak_bytes\x18\x05 \x01(\x03\"\x8b\x01\n\rExecutionPlan\x12\x37\n\nplacements\x18\x01 \x03(\x0b\x32#.realloc.api.types.v1.CallPlacement\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12&\n\x1epredicted_reallocation_seconds\x18\x03 \x01(\x01\"]\n\x0e\x42\x61tchReference\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x03(\x05\x12\x0f\n\x07lengths\x18\x05 \x03(\x05\"&\n\x08\x44\x61taRows\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x05\"\x9c\x01\n\x11OptimizerSettings\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x02 \x01(\x05\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x04 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x07 \x01(\x01\"\xfa\x01\n\x0bPpoSettings\x12\r\n\x05gamma\x18\x01 \x01(\x01\x12\x12\n\ngae_lambda\x18\x02 \x01(\x01\x12\x12\n\nclip_ratio\x18\x03 \x01(\x01\x12\x12\n\nvalue_clip\x18\x04 \x01(\x01\x12\x16\n\x0ekl_coefficient\x18\x05 \x01(\x01\x12\x11\n\tkl_target\x18\x06 \x01(\x01\x12\x12\n\nkl_horizon\x18\x07 \x01(\x01\x12\x19\n\x11whiten_advantages\x18\x08 \x01(\x08\x12\x14\n\x0cmini_batches\x18\t \x01(\x05\x12\x0e\n\x06\x65pochs\x18\n \x01(\x05\x12 \n\x18\x63ritic_warmup_iterations\x18\x0b \x01(\x05\"]\n\x12GenerationSettings\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1a\n\x12samples_per_prompt\x18\x03 \x01(\x05\"Q\n\x0eRewardSettings\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03*\x8c\x01\n\nLayoutKind\x12\x1b\n\x17LAYOUT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17LAYOUT_KIND_HUGGINGFACE\x10\x01\x12\x18\n\x14LAYOUT_KIND_MEGATRON\x10\x02\x12\x14\n\x10LAYOUT_KIND_VLLM\x10\x03\x12\x14\n\x10LAYOUT_KIND_FSDP\x10\x04*9\n\x04Head\x12\x14\n\x10HEAD_UNSPECIFIED\x10\x00\x12\x0b\n\x07HEAD_LM\x10\x01\x12\x0e\n\nHEAD_VALUE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n realloc/api/types/v1/types.proto\x12\x14realloc.api.types.v1\"}\n\x10ParallelStrategy\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x05\x12\x0e\n\x06tensor\x18\x02 \x01(\x05\x12\x10\n\x08pipeline\x18\x03 \x01(\x05\x12\x18\n\x10virtual_pipeline\x18\x04 \x01(\x05\x12\x0e\n\x06\x65xpert\x18\x05 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\x06 \x01(\x05\"7\n\nDeviceMesh\x12\x14\n\x0c\x66irst_device\x18\x01 \x01(\x05\x12\x13\n\x0bnum_devices\x18\x02 \x01(\x05\"\x82\x01\n\x07\x43luster\x12\x11\n\tnum_nodes\x18\x01 \x01(\x05\x12\x18\n\x10\x64\x65vices_per_node\x18\x02 \x01(\x05\x12\x13\n\x0b\x64\x65vice_kind\x18\x03 \x01(\t\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x03\x12\x18\n\x10network_gigabits\x18\x05 \x01(\x01\"\x83\x01\n\x06Layout\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .realloc.api.types.v1.LayoutKind\x12\x38\n\x08strategy\x18\x02 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategy\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\x05\"\xc0\x01\n\rCallPlacement\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12.\n\x04mesh\x18\x02 \x01(\x0b\x32 .realloc.api.types.v1.DeviceMesh\x12\x38\n\x08strategy\x18\x03 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategy\x12\x19\n\x11predicted_seconds\x18\x04 \x01(\x01\x12\x1c\n\x14predicted_peak_bytes\x18\x05 \x01(\x03\"\x8b\x01\n\rExecutionPlan\x12\x37\n\nplacements\x18\x01 \x03(\x0b\x32#.realloc.api.types.v1.CallPlacement\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12&\n\x1epredicted_reallocation_seconds\x18\x03 \x01(\x01\"]\n\x0e\x42\x61tchReference\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x03(\x05\x12\x0f\n\x07lengths\x18\x05 \x03(\x05\"&\n\x08\x44\x61taRows\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x05\"\xac\x01\n\x11OptimizerSettings\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x02 \x01(\x05\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x04 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x05 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x07 \x01(\x01\x12\x0e\n\x06\x66rozen\x18\x08 \x03(\t\"\xfa\x01\n\x0bPpoSettings\x12\r\n\x05gamma\x18\x01 \x01(\x01\x12\x12\n\ngae_lambda\x18\x02 \x01(\x01\x12\x12\n\nclip_ratio\x18\x03 \x01(\x01\x12\x12\n\nvalue_clip\x18\x04 \x01(\x01\x12\x16\n\x0ekl_coefficient\x18\x05 \x01(\x01\x12\x11\n\tkl_target\x18\x06 \x01(\x01\x12\x12\n\nkl_horizon\x18\x07 \x01(\x01\x12\x19\n\x11whiten_advantages\x18\x08 \x01(\x08\x12\x14\n\x0cmini_batches\x18\t \x01(\x05\x12\x0e\n\x06\x65pochs\x18\n \x01(\x05\x12 \n\x18\x63ritic_warmup_iterations\x18\x0b \x01(\x05\"]\n\x12GenerationSettings\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1a\n\x12samples_per_prompt\x18\x03 \x01(\x05\"Q\n\x0eRewardSettings\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03*\x8c\x01\n\nLayoutKind\x12\x1b\n\x17LAYOUT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17LAYOUT_KIND_HUGGINGFACE\x10\x01\x12\x18\n\x14LAYOUT_KIND_MEGATRON\x10\x02\x12\x14\n\x10LAYOUT_KIND_VLLM\x10\x03\x12\x14\n\x10LAYOUT_KIND_FSDP\x10\x04*9\n\x04Head\x12\x14\n\x10HEAD_UNSPECIFIED\x10\x00\x12\x0b\n\x07HEAD_LM\x10\x01\x12\x0e\n\nHEAD_VALUE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'realloc.api.types.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LAYOUTKIND']._serialized_start=1545
-  _globals['_LAYOUTKIND']._serialized_end=1685
-  _globals['_HEAD']._serialized_start=1687
-  _globals['_HEAD']._serialized_end=1744
+  _globals['_LAYOUTKIND']._serialized_start=1588
+  _globals['_LAYOUTKIND']._serialized_end=1728
+  _globals['_HEAD']._serialized_start=1730
+  _globals['_HEAD']._serialized_end=1787
   _globals['_PARALLELSTRATEGY']._serialized_start=58
   _globals['_PARALLELSTRATEGY']._serialized_end=183
   _globals['_DEVICEMESH']._serialized_start=185
   _globals['_DEVICEMESH']._serialized_end=240
-  _globals['_CLUSTER']._serialized_start=242
-  _globals['_CLUSTER']._serialized_end=346
-  _globals['_LAYOUT']._serialized_start=349
-  _globals['_LAYOUT']._serialized_end=480
-  _globals['_CALLPLACEMENT']._serialized_start=483
-  _globals['_CALLPLACEMENT']._serialized_end=675
-  _globals['_EXECUTIONPLAN']._serialized_start=678
-  _globals['_EXECUTIONPLAN']._serialized_end=817
-  _globals['_BATCHREFERENCE']._serialized_start=819
-  _globals['_BATCHREFERENCE']._serialized_end=912
-  _globals['_DATAROWS']._serialized_start=914
-  _globals['_DATAROWS']._serialized_end=952
-  _globals['_OPTIMIZERSETTINGS']._serialized_start=955
-  _globals['_OPTIMIZERSETTINGS']._serialized_end=1111
-  _globals['_PPOSETTINGS']._serialized_start=1114
-  _globals['_PPOSETTINGS']._serialized_end=1364
-  _globals['_GENERATIONSETTINGS']._serialized_start=1366
-  _globals['_GENERATIONSETTINGS']._serialized_end=1459
-  _globals['_REWARDSETTINGS']._serialized_start=1461
-  _globals['_REWARDSETTINGS']._serialized_end=1542
+  _globals['_CLUSTER']._serialized_start=243
+  _globals['_CLUSTER']._serialized_end=373
+  _globals['_LAYOUT']._serialized_start=376
+  _globals['_LAYOUT']._serialized_end=507
+  _globals['_CALLPLACEMENT']._serialized_start=510
+  _globals['_CALLPLACEMENT']._serialized_end=702
+  _globals['_EXECUTIONPLAN']._serialized_start=705
+  _globals['_EXECUTIONPLAN']._serialized_end=844
+  _globals['_BATCHREFERENCE']._serialized_start=846
+  _globals['_BATCHREFERENCE']._serialized_end=939
+  _globals['_DATAROWS']._serialized_start=941
+  _globals['_DATAROWS']._serialized_end=979
+  _globals['_OPTIMIZERSETTINGS']._serialized_start=982
+  _globals['_OPTIMIZERSETTINGS']._serialized_end=1154
+  _globals['_PPOSETTINGS']._serialized_start=1157
+  _globals['_PPOSETTINGS']._serialized_end=1407
+  _globals['_GENERATIONSETTINGS']._serialized_start=1409
+  _globals['_GENERATIONSETTINGS']._serialized_end=1502
+  _globals['_REWARDSETTINGS']._serialized_start=1504
+  _globals['_REWARDSETTINGS']._serialized_end=1585
 # @@protoc_insertion_point(module_scope)

@@ -155,6 +155,7 @@ class Cluster(_message.Message):
     DEVICES_PER_NODE_FIELD_NUMBER: _builtins.int
     DEVICE_KIND_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_GIGABITS_FIELD_NUMBER: _builtins.int
     num_nodes: _builtins.int
     """Number of nodes. At least 1."""
     devices_per_node: _builtins.int
@@ -163,6 +164,8 @@ class Cluster(_message.Message):
     """Name of the hardware, such as "cpu" or "H100"."""
     device_memory_bytes: _builtins.int
     """Memory of one device in bytes."""
+    network_gigabits: _builtins.float
+    """Gb/s of a node's network; 0 takes what is usual for the hardware."""
     def __init__(
         self,
         *,
@@ -170,10 +173,11 @@ class Cluster(_message.Message):
         devices_per_node: _builtins.int = ...,
         device_kind: _builtins.str = ...,
         device_memory_bytes: _builtins.int = ...,
+        network_gigabits: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_kind", b"device_kind", "device_memory_bytes", b"device_memory_bytes", "devices_per_node", b"devices_per_node", "num_nodes", b"num_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_kind", b"device_kind", "device_memory_bytes", b"device_memory_bytes", "devices_per_node", b"devices_per_node", "network_gigabits", b"network_gigabits", "num_nodes", b"num_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,6 +376,7 @@ class OptimizerSettings(_message.Message):
     BETA2_FIELD_NUMBER: _builtins.int
     EPSILON_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     """Peak learning rate. Positive."""
     warmup_steps: _builtins.int
@@ -386,6 +391,12 @@ class OptimizerSettings(_message.Message):
     """Added to the denominator of the step. Positive."""
     max_grad_norm: _builtins.float
     """Global norm that gradients are clipped to; 0 turns clipping off."""
+    @_builtins.property
+    def frozen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors that keep their weights, or parts of the model, by Hugging Face name, such as
+        "model.embed_tokens" or "model.layers.0".
+        """
+
     def __init__(
         self,
         *,
@@ -396,10 +407,11 @@ class OptimizerSettings(_message.Message):
         beta2: _builtins.float = ...,
         epsilon: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
+        frozen: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "frozen", b"frozen", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

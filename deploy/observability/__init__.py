@@ -1,0 +1,1 @@
+"""What shows a running cluster to people: collector, Prometheus, Tempo, Grafana."""
