@@ -48,7 +48,7 @@ def predicted(kind: CallKind, *, response: int, prompt: int) -> CallCost:
 def in_own_process(function: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Run a function in a fresh process: its high-water mark is its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function).result(timeout=240)
+        return pool.submit(function).result(timeout=480)
 
 
 def status_bytes(name: str) -> int:
