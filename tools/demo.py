@@ -28,6 +28,12 @@ START_SECONDS = 150.0
 STOP_SECONDS = 60.0
 _SHOW_EVERY_SECONDS = 2.0
 
+PROFILED = (
+    *("run/arithmetic/model", "--output", "run/profile.json", "--reuse", "--seconds", "20"),
+    *("--rows", "64", "512", "--lengths", "8", "16", "--tensor", "1", "2"),
+)
+"""What the demo's stages look like: packed batches of short rows, whole or split in two."""
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -41,6 +47,8 @@ def main() -> int:
     subprocess.run(
         [sys.executable, "examples/arithmetic/make_model.py", "run/arithmetic/model"], check=True
     )
+    say("a profile of this machine → run/profile.json, kept while it holds")
+    subprocess.run([sys.executable, "-m", "tools.profile_hardware", *PROFILED], check=True)
     try:
         with local_cluster():
             facts = train(started)
@@ -119,8 +127,13 @@ def summarize(
         "accuracy": accuracy,
         "plan": plain_plan(ppo),
         "stages": [
-            {"name": name, "predicted_seconds": predicted, "measured_seconds": measured}
-            for name, predicted, measured in stage_medians(reports)
+            {
+                "name": stage.name,
+                "model_seconds": stage.model_seconds,
+                "predicted_seconds": stage.predicted_seconds,
+                "measured_seconds": stage.measured_seconds,
+            }
+            for stage in stage_medians(reports)
         ],
         "reallocations": [
             {"bytes": move.bytes, "seconds": move.seconds, "digest_ok": move.digest_ok}
@@ -157,7 +170,11 @@ def local_cluster() -> Iterator[None]:
     """A cluster of processes for as long as the context; afterwards none of them is left."""
     endpoints = RUN / "endpoints.json"
     endpoints.unlink(missing_ok=True)
-    cluster = subprocess.Popen([sys.executable, "-m", "deploy.local"], start_new_session=True)
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "deploy.local"],
+        env=os.environ | {"REALLOC_PROFILE": str(Path("run/profile.json").absolute())},
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not endpoints.exists():

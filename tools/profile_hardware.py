@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -173,11 +173,18 @@ def _on_every_device(
             seen = list(pool.map(worker, [dict(task)] * num_devices, places))
     finally:
         store.close()
-    samples = tuple(
-        replace(alike[0], seconds=fmean(each.seconds for each in alike))
-        for alike in zip(*(one.samples for one in seen), strict=True)
+    return Seen(
+        samples=_means([sample for one in seen for sample in one.samples]),
+        links=tuple(link for one in seen for link in one.links),
     )
-    return Seen(samples=samples, links=tuple(link for one in seen for link in one.links))
+
+
+def _means(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """One sample for each piece of work, with the mean seconds of the processes."""
+    seconds: dict[Sample, list[float]] = {}
+    for sample in samples:
+        seconds.setdefault(replace(sample, seconds=0.0), []).append(sample.seconds)
+    return tuple(replace(sample, seconds=fmean(found)) for sample, found in seconds.items())
 
 
 def train_worker(task: dict[str, Any], place: Place) -> Seen:

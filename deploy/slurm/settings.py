@@ -40,7 +40,7 @@ class SlurmSettings:
     sbatch_options: str = ""
     """Further options for sbatch, such as ``--qos=high --reservation=rl``."""
     srun_options: str = ""
-    """Further options for the srun that starts the nodes, such as ``--container-image=…``."""
+    """Further options for the srun that starts the nodes, such as ``--mpi=none``."""
     run_dir: Path = Path("run")
     """Folder that all nodes share: endpoints, logs, traces, etcd's data."""
     python: Path = Path(sys.executable)

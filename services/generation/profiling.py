@@ -21,8 +21,8 @@ from realloc.cost.ratios import Work
 from services.generation.engine import EngineSpec, RolloutRequest
 from services.generation.vllm_engine import VllmEngine
 
-_DECODED = 5
-"""Tokens of the longer rollouts: a prefill and four decoding steps."""
+_DECODED = 9
+"""Tokens of the longer rollouts: a prefill and eight decoding steps."""
 _LEAST_REPEATS, _MOST_REPEATS = 3, 30
 
 
@@ -56,12 +56,14 @@ def profile_engine(task: EngineTask, say: Callable[[str], None]) -> list[Sample]
                 say(f"generation: tensor {tensor}, {rows} × {length}")
                 prefill = _repeat(engine, local, rows, length, 1, each)
                 whole = _repeat(engine, local, rows, length, _DECODED, each)
-                steps = max(whole - prefill, 1e-3 * whole) / (_DECODED - 1)
+                steps = (whole - prefill) / (_DECODED - 1)
                 context = length + _DECODED / 2
                 for work, tokens, seconds in (
                     (Work.PREFILL, float(length), prefill),
                     (Work.DECODE, context, steps),
                 ):
+                    if seconds <= 0:  # noise was larger than the difference
+                        continue
                     samples.append(
                         Sample(
                             work=work,
@@ -110,17 +112,35 @@ def _repeat(
     times: list[float] = []
     deadline = time.perf_counter() + seconds
     for number in range(1 + _MOST_REPEATS):
-        requests = _requests(architecture, rows, length, tokens, number)
-        started = time.perf_counter()
-        engine.add(requests)
-        left = rows
-        while left:
-            left -= len(engine.step())
+        taken = rollout_seconds(engine, architecture, rows, length, tokens, number=number)
         if number:
-            times.append(time.perf_counter() - started)
+            times.append(taken)
         if len(times) >= _LEAST_REPEATS and time.perf_counter() > deadline:
             break
     return median(times)
+
+
+def rollout_seconds(
+    engine: VllmEngine,
+    architecture: ModelArchitecture,
+    rows: int,
+    length: int,
+    tokens: int,
+    *,
+    number: int = 0,
+) -> float:
+    """Seconds of so many rollouts of random prompts, from adding them until all have ended.
+
+    Args:
+        number: of the round; each has other prompts.
+    """
+    requests = _requests(architecture, rows, length, tokens, number)
+    started = time.perf_counter()
+    engine.add(requests)
+    left = rows
+    while left:
+        left -= len(engine.step())
+    return time.perf_counter() - started
 
 
 def _requests(

@@ -34,13 +34,11 @@ class GenerationTransfers:
         held = await self._worker.parameter_specs(timeout_seconds=_SWITCH_SECONDS)
         check_parameters(prepared.expected, held)
 
-    async def digest(
-        self, prepared: PreparedTransfer, sequence: int
-    ) -> Mapping[tuple[int, int], int]:
+    async def digest(self, prepared: PreparedTransfer) -> Mapping[tuple[int, int], int]:
         """Nothing: a replica sends only what it received."""
         return {}
 
-    async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
+    async def execute(self, prepared: PreparedTransfer) -> Sequence[TransferReport]:
         """Receive; rollouts wait meanwhile."""
         return await self._worker.stage_weights(
             prepared.session, prepared.programs, timeout_seconds=prepared.session.timeout_seconds
@@ -54,6 +52,3 @@ class GenerationTransfers:
     async def abort(self, prepared: PreparedTransfer) -> None:
         """Drop the shadow."""
         await self._worker.abort_weights(timeout_seconds=_SWITCH_SECONDS)
-
-    def give_back(self, sequence: int) -> None:
-        """Nothing to do: transfers take no place among rollouts."""

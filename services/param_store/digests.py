@@ -1,7 +1,6 @@
 """What digests say: whether weights arrived whole, and which tensors have changed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from realloc.api.shard.v1 import shard_pb2
 from realloc.core.errors import Unavailable
@@ -9,17 +8,6 @@ from realloc.core.transfer import TransferPlan
 
 Digests = Mapping[tuple[int, int], int]
 """Sum modulo 2^64 per destination endpoint and canonical tensor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """Digests of what a target got last."""
-
-    weight_version: int
-    incarnations: tuple[str, ...]
-    """Of the target's processes; one that restarted has lost its weights."""
-    dtype: str
-    digests: Digests
 
 
 def sum_digests(digests: Iterable[shard_pb2.Digest]) -> dict[tuple[int, int], int]:

@@ -1,6 +1,6 @@
 """What a reallocation is asked to do, and what it did."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,8 +40,6 @@ class ReallocationOrder:
     model_id: str
     target: PlacedLayout
     weight_version: int
-    sequences: Mapping[str, int]
-    """Per shard its place in the order of the job's calls; mode CHANGED takes the next, too."""
     timeout_seconds: float
     dtype: str = "float32"
     """Element type of the target's parameters, and on the way."""
@@ -49,17 +47,6 @@ class ReallocationOrder:
 
     def __post_init__(self) -> None:
         raise_problems(self._problems())
-
-    def places(self, shard: str) -> tuple[int, ...]:
-        """A shard's places in the order of calls."""
-        first = self.sequences.get(shard, 0)
-        if not first:
-            return ()
-        return (first, first + 1) if self.mode is TransferMode.CHANGED else (first,)
-
-    def execute_sequence(self, shard: str) -> int:
-        """A shard's place for the transfer itself; 0 where it has none."""
-        return max(self.places(shard), default=0)
 
     def _problems(self) -> Iterator[Problem]:
         if not self.request_id:

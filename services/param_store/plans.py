@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, ExpectedParameters, ParameterSpec, TransferPlan
 from realloc.reallocation.layouts.provider import local_parameters, provider_of
+from realloc.reallocation.overlaps import overlapping_parameters
 from realloc.reallocation.planner import plan_transfer
 from services.param_store.model import Model, PlacedLayout
 
@@ -109,6 +110,10 @@ def endpoints(placed: PlacedLayout, node_of: Mapping[int, int]) -> tuple[Endpoin
 
 def _make(key: PlanKey, node_of: Mapping[int, int]) -> PlannedTransfer:
     sources, destinations = endpoints(key.source, node_of), endpoints(key.target, node_of)
+    read = _SideSpecs(key.architecture, key.source, "")
+    written = _SideSpecs(key.architecture, key.target, key.dtype)
+    read.check()
+    written.check()
     plan = plan_transfer(
         key.architecture,
         key.source.layout,
@@ -118,8 +123,6 @@ def _make(key: PlanKey, node_of: Mapping[int, int]) -> PlannedTransfer:
         dtype=key.dtype,
         only=key.only,
     )
-    read = _SideSpecs(key.architecture, key.source, "")
-    written = _SideSpecs(key.architecture, key.target, key.dtype)
     source_ranks = {endpoint: rank for rank, endpoint in enumerate(sources)}
     target_ranks = {endpoint: rank for rank, endpoint in enumerate(destinations)}
     expected = tuple(
@@ -143,6 +146,15 @@ class _SideSpecs:
         """Rank and layout, for errors."""
         return f"rank {rank} of {self._layout.short}"
 
+    def check(self) -> None:
+        """Refuse a layout whose boxes overlap, before anything is planned with it.
+
+        Raises:
+            InvalidInput: parameters with such boxes, and their ranks.
+        """
+        for rank in range(self._layout.strategy.num_ranks):
+            self.of_rank(rank)
+
     def of_rank(self, rank: int) -> tuple[ParameterSpec, ...]:
         """What a rank must hold."""
         strategy = self._layout.strategy
@@ -150,6 +162,10 @@ class _SideSpecs:
         alike = (strategy.coordinate(rank).pipeline, slice_)
         if alike not in self._tables:
             table = local_parameters(self._architecture, self._layout, rank)
+            raise_problems(
+                Problem(f"layout, {self.name(rank)}", f"{name} has boxes that overlap")
+                for name in overlapping_parameters(table)
+            )
             self._tables[alike] = tuple(
                 ParameterSpec(name=one.name, shape=one.shape, dtype=self._dtype)
                 for one in table.parameters

@@ -37,8 +37,6 @@ class RecordedParticipant:
     name: str
     incarnation: str
     is_destination: bool
-    sequences: tuple[int, ...] = ()
-    """Places in the order of calls that it was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,6 @@ def _order(request: pb.ReallocateRequest) -> ReallocationOrder:
         model_id=request.model_id,
         target=_target(request),
         weight_version=request.weight_version,
-        sequences=dict(request.sequences),
         timeout_seconds=request.timeout_seconds,
         dtype=request.dtype or "float32",
         mode=mode,

@@ -58,6 +58,7 @@ class Session:
                 session=message,
                 job_id=self._order.job_id,
                 model_id=self._order.model_id,
+                weight_version=self._order.weight_version,
                 programs=[
                     to_proto(plan.programs[index], pb.TransferProgram)
                     for index in participant.endpoints
@@ -75,10 +76,7 @@ class Session:
         """Digests of what the sources would send."""
 
         async def one(participant: Participant) -> Sequence[pb.Digest]:
-            request = pb.DigestTransferRequest(
-                session_id=self.session_id,
-                sequence=self._order.sequences.get(participant.member.name, 0),
-            )
+            request = pb.DigestTransferRequest(session_id=self.session_id)
             response = await participant.call(
                 "DigestTransfer", request, timeout_seconds=self._timeout
             )
@@ -91,10 +89,7 @@ class Session:
         """Move the bytes into shadow parameters."""
 
         async def one(participant: Participant) -> pb.ExecuteTransferResponse:
-            request = pb.ExecuteTransferRequest(
-                session_id=self.session_id,
-                sequence=self._order.execute_sequence(participant.member.name),
-            )
+            request = pb.ExecuteTransferRequest(session_id=self.session_id)
             response: pb.ExecuteTransferResponse = await participant.call(
                 "ExecuteTransfer", request, timeout_seconds=self._timeout
             )
@@ -159,20 +154,14 @@ async def commit(
 
 
 async def abort(record: ReallocationRecord, processes: Processes) -> None:
-    """Drop what was staged, and give back places in the order of calls; as far as possible."""
+    """Drop what was staged, as far as possible."""
+    request = pb.AbortTransferRequest(session_id=record.session_id)
 
-    async def one(participant: Participant, sequences: Sequence[int]) -> None:
-        request = pb.AbortTransferRequest(session_id=record.session_id, sequences=sequences)
+    async def one(participant: Participant) -> None:
         with suppress(ReallocError):
             await participant.call("AbortTransfer", request, timeout_seconds=ABORT_SECONDS)
 
-    places = {one.name: one.sequences for one in record.participants}
-    await asyncio.gather(
-        *(
-            one(participant, places[participant.member.name])
-            for participant in recorded_participants(record, processes)
-        )
-    )
+    await asyncio.gather(*map(one, recorded_participants(record, processes)))
 
 
 def recorded_participants(

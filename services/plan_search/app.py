@@ -19,7 +19,7 @@ async def build(config: PlanSearchConfig) -> AsyncIterator[App]:
     """The service; closed after the drain."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(store_of(config))
-        search = PlanSearch(max_memory_bytes=config.max_memory_bytes)
+        search = PlanSearch(profile=config.profile, max_memory_bytes=config.max_memory_bytes)
         # A daemon: a service that is told to stop does not wait for the compiler.
         threading.Thread(target=search.warm_up, name="warm-up", daemon=True).start()
         servicer = PlanSearchServicer(search, Profiles(store), config)

@@ -13,12 +13,15 @@ from realloc.core.checkpoint_folder import CheckpointFolder
 from realloc.core.data_file import DataFile, checked_folder
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
+from realloc.core.layout import Layout, LayoutKind
 from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture, check_known_family
 from realloc.core.reward_function import check_reward_function
+from realloc.core.strategy import ParallelStrategy
 from realloc.dataflow.catalog import ALGORITHMS, build_graph
 from realloc.dataflow.graph import DataflowGraph
 from realloc.reallocation.families import KNOWN_FAMILIES, canonical_tensors
+from realloc.reallocation.frozen import check_frozen, unknown_names
 
 _SAVED_BYTES = 12
 """Of a trained parameter in a checkpoint: float32 master weight and two moments."""
@@ -138,6 +141,8 @@ def _admit_model(experiment: Experiment, model_id: str, head: Head, trains: bool
                 for problem in error.problems
             )
         ) from error
+    if trains and field == model_id:  # a critic that begins as the actor may lack what is frozen
+        _check_frozen(f"{field}.optimizer.frozen", architecture, settings.optimizer.frozen)
     return AdmittedModel(
         model_id=model_id,
         settings=settings,
@@ -145,6 +150,20 @@ def _admit_model(experiment: Experiment, model_id: str, head: Head, trains: bool
         architecture=architecture.with_head(head),
         trains=trains,
     )
+
+
+def _check_frozen(path: str, architecture: ModelArchitecture, names: Sequence[str]) -> None:
+    """Refuse names of no tensor, and what no layout could leave alone."""
+    raise_problems(
+        Problem(f"{path}[{position}]", f"{names[position]!r} names no tensor or layer of the model")
+        for position in unknown_names(architecture, names)
+    )
+    if names:
+        whole = Layout(kind=LayoutKind.MEGATRON, strategy=ParallelStrategy(), devices=(0,))
+        try:
+            check_frozen(architecture, whole, names)
+        except InvalidInput as error:
+            raise InvalidInput(*(replace(each, path=path) for each in error.problems)) from error
 
 
 def _model_settings(experiment: Experiment, model_id: str) -> tuple[str, ModelSettings]:

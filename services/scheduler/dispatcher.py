@@ -30,6 +30,7 @@ from services.scheduler.job_members import JobMembers
 from services.scheduler.job_run import JobRun, ShardLost
 from services.scheduler.job_spans import JobSpans, job_spans
 from services.scheduler.job_store import JobStore
+from services.scheduler.memory_check import check_memory
 from services.scheduler.planning import search_plan
 from services.scheduler.real_cluster import real_cluster
 from services.scheduler.runner import RunEnd, generation_devices, trainer_devices
@@ -192,6 +193,7 @@ class Dispatcher:
         if plan is None or not _fits(plan, self._settings.cluster):
             with span(Span.JOB_PLAN):
                 plan = await self._plan(admission)
+        check_memory(admission, plan, self._settings.cluster)
         await self._jobs.move(
             job.job_id, JobState.QUEUED, plan=plan, activity="waiting for devices"
         )

@@ -2,8 +2,9 @@
 
     rows of the prompt file → generate → inference → train → new weight versions
 
-A model that generates is reallocated to its generation layout before it generates, once per
-weight version. The runner sees references and numbers only.
+A model that generates is reallocated to its generation layout once per weight version: from the
+moment that its train call has ended, while other calls go on. The runner sees references and
+numbers only.
 """
 
 import asyncio
@@ -33,6 +34,10 @@ from services.scheduler.together import together
 
 class Reallocator(Protocol):
     """Brings a model's weights to its generation layout."""
+
+    def start(self, model_id: str, weight_version: int) -> None:
+        """Begin to reallocate a version that was just made, beside all other calls."""
+        ...
 
     async def bring(self, model_id: str, weight_version: int) -> ReallocationReport | None:
         """Reallocate where the layout does not have this version yet; None where it has."""
@@ -153,6 +158,8 @@ class IterationRunner:
         attributes: Attributes = {Attribute.CALL: call.name, Attribute.MODEL_ID: call.model}
         record(Metric.TOKENS, outcome.num_tokens, attributes)
         done[call.name].set()
+        if call.kind is CallKind.TRAIN:
+            self._start_reallocation(call.model, state.iteration)
 
     async def _run_call(
         self, call: FunctionCall, state: IterationState, rows: Sequence[int]
@@ -193,6 +200,22 @@ class IterationRunner:
         )
         self.weight_versions[call.model] = outcome.weight_version
         return outcome
+
+    def _start_reallocation(self, model_id: str, iteration: int) -> None:
+        """Send a new version to where the model generates, beside the calls that still run."""
+        if self._reallocator is not None and self._generates_after(model_id, iteration):
+            self._reallocator.start(model_id, self.weight_versions[model_id])
+
+    def _generates_after(self, model_id: str, iteration: int) -> bool:
+        """True where the version that an iteration makes of a model will generate."""
+        evaluation = self._graph.evaluation
+        evaluated = evaluation is not None and evaluation.model == model_id
+        if evaluated and self._experiment.evaluates_after(iteration):
+            return True
+        generates = any(
+            call.kind is CallKind.GENERATE and call.model == model_id for call in self._graph.calls
+        )
+        return generates and iteration < self._experiment.iterations
 
     def _settings(self, call: FunctionCall) -> trainer_pb2.CallSettings:
         return trainer_pb2.CallSettings(
@@ -261,7 +284,7 @@ class IterationRunner:
         stages = [
             StageReport(
                 name=f"reallocate:{model_id}",
-                predicted_seconds=self._plan.predicted_reallocation_seconds,
+                model_seconds=self._plan.predicted_reallocation_seconds,
                 measured_seconds=seconds,
             )
             for model_id, seconds in moved.items()
@@ -271,7 +294,7 @@ class IterationRunner:
                 stages.append(
                     StageReport(
                         name=call.name,
-                        predicted_seconds=self._plan.placement(call.name).predicted_seconds,
+                        model_seconds=self._plan.placement(call.name).predicted_seconds,
                         measured_seconds=state.outcomes[call.name].seconds,
                     )
                 )

@@ -21,6 +21,7 @@ from services.scheduler.admission import Admission
 from services.scheduler.checkpoints import CheckpointEvents
 from services.scheduler.job_spans import JobSpans
 from services.scheduler.job_store import JobStore
+from services.scheduler.recalibration import StageRecalibration
 from services.scheduler.runner import JobEvents, JobRunner, RunEnd
 from services.scheduler.saved_job import ResumePoint
 from services.scheduler.shards import JobShards
@@ -61,6 +62,7 @@ class JobRun:
         self._resume = resume
         self._shards = shards
         self._activity = _Activity(jobs, job_id)
+        self._recalibration = StageRecalibration(jobs, admission, plan)
         self._runner = JobRunner(
             job_id=job_id,
             admission=admission,
@@ -163,6 +165,7 @@ class JobRun:
 
     def _events(self) -> JobEvents:
         async def reported(report: IterationReport) -> None:
+            report = await self._recalibration.completed(report)
             await self._jobs.add_report(self._job_id, report)
             await self._change(lambda job: replace(job, iteration=report.iteration))
 

@@ -3,21 +3,24 @@
 /realloc/jobs/<job id>                    the job
 /realloc/reports/<job id>/<iteration>     one report per iteration
 /realloc/requests/<request id>            job id of a submission, for idempotence
+/realloc/corrections                      what measured iterations say of predictions
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from realloc.api.scheduler.v1 import scheduler_pb2 as pb
 from realloc.coordination.store import Compare, CompareFailed, Entry, Event, Store, until_answered
-from realloc.core.errors import Conflict, NotFound, Unavailable
+from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from realloc.core.job import TRANSITIONS, IterationReport, Job, JobState
+from realloc.cost.recalibration import Corrections
 from realloc.wire.convert import from_proto, to_proto
 
 _JOBS = "/realloc/jobs/"
 _REPORTS = "/realloc/reports/"
 _REQUESTS = "/realloc/requests/"
+_CORRECTIONS = "/realloc/corrections"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +131,18 @@ class JobStore:
         listing = await self._store.list(f"{_REPORTS}{job_id}/")
         return tuple(_decode_report(entry) for entry in listing)
 
+    async def corrections(self) -> Corrections:
+        """What all jobs so far say of the cost model's predictions."""
+        return _corrections(await self._store.get(_CORRECTIONS))
+
+    async def correct(self, change: Callable[[Corrections], Corrections]) -> None:
+        """Add what an iteration measured; jobs that run beside each other lose nothing."""
+
+        def changed(entry: Entry | None) -> bytes:
+            return change(_corrections(entry)).to_json().encode()
+
+        await self._store.update(_CORRECTIONS, changed)
+
     async def watch(self, job_id: str, *, after_iteration: int) -> AsyncGenerator[JobChange, None]:
         """The job now and at every change, with reports as they come; ends with the job."""
         entry, seen = await self._entry(job_id), after_iteration
@@ -165,6 +180,14 @@ class JobStore:
             if event.key == entry.key and event.entry is not None:
                 return event.entry
         raise Unavailable("the store closed its watch")
+
+
+def _corrections(entry: Entry | None) -> Corrections:
+    if entry is None:
+        return Corrections()
+    with suppress(InvalidInput):  # of another version: measured anew within a few iterations
+        return Corrections.from_json(entry.value)
+    return Corrections()
 
 
 def _encode(job: Job) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,19 @@ class ParamStoreReallocator:
         experiment: Experiment,
         shards: JobShards,
         placement: CallPlacement,
+        *,
+        frozen: Sequence[str],
     ) -> None:
+        """
+        Args:
+            placement: where the model generates.
+            frozen: tensors that never change; with some, only what has changed moves.
+        """
         self._job_id = job_id
         self._run_id = run_id
+        self._mode = param_store_pb2.TRANSFER_MODE_ALL
+        if frozen:
+            self._mode = param_store_pb2.TRANSFER_MODE_CHANGED
         self._experiment = experiment
         self._shards = shards
         self._layout = Layout(
@@ -110,18 +120,34 @@ class ParamStoreReallocator:
             devices=tuple(placement.mesh.devices),
         )
         self._versions: dict[str, int] = {}
-        self.trainer_devices: dict[str, tuple[int, ...]] = {}
+        self._early: dict[tuple[str, int], asyncio.Task[ReallocationReport]] = {}
+
+    def start(self, model_id: str, weight_version: int) -> None:
+        """Begin to reallocate a version that was just made; `bring` waits for it."""
+        key = (model_id, weight_version)
+        self._early[key] = asyncio.create_task(self._reallocate(*key), name=f"move {model_id}")
 
     async def bring(self, model_id: str, weight_version: int) -> ReallocationReport | None:
         """Reallocate where the layout does not have this version yet."""
         if self._versions.get(model_id) == weight_version:
             return None
+        early = self._early.pop((model_id, weight_version), None)
+        report = await (early or self._reallocate(model_id, weight_version))
+        self._versions[model_id] = weight_version
+        return report
+
+    async def close(self) -> None:
+        """End what was begun and nobody waited for."""
+        for task in self._early.values():
+            task.cancel()
+        await asyncio.gather(*self._early.values(), return_exceptions=True)
+
+    async def _reallocate(self, model_id: str, weight_version: int) -> ReallocationReport:
         tensor = self._layout.strategy.tensor
         owners = [
             self._layout.devices[rank // tensor * tensor]
             for rank in range(len(self._layout.devices))
         ]
-        trainers = [self._shards.trainers[device] for device in self.trainer_devices[model_id]]
         request = param_store_pb2.ReallocateRequest(
             # A job that recovers brings the versions of repeated iterations again.
             request_id=f"{self._job_id}/{self._run_id}/{model_id}/{weight_version}",
@@ -130,14 +156,13 @@ class ParamStoreReallocator:
             target=to_proto(self._layout, types_pb2.Layout),
             shards=[self._shards.generators[device].member.name for device in owners],
             weight_version=weight_version,
-            sequences={shard.member.name: shard.next_sequence() for shard in trainers},
             timeout_seconds=self._experiment.call_timeout_seconds,
             dtype=self._experiment.dtype,
+            mode=self._mode,
         )
         response = await self._shards.param_store.Reallocate(
             request, timeout=self._experiment.call_timeout_seconds
         )
-        self._versions[model_id] = weight_version
         moved = response.reallocation
         return ReallocationReport(
             model_id=model_id,
@@ -237,8 +262,7 @@ class JobRunner:
         await self._events.reported(report)
         await self._release_batches(before_iteration=iteration + 1)
         self._done = iteration
-        every = self._experiment.evaluation.every if self._experiment.evaluation else 0
-        if iteration == self._experiment.iterations or (every and iteration % every == 0):
+        if self._experiment.evaluates_after(iteration):
             await self._evaluate(iteration)
         if self._checkpoint_is_due():
             await self._save_state()
@@ -293,6 +317,8 @@ class JobRunner:
     async def end(self) -> None:
         """Let go of every shard; a shard that does not answer is left to itself."""
         await self._checkpoints.close()
+        if self._reallocator is not None:
+            await self._reallocator.close()
         members = [
             *(shard.member for shard in self._shards.trainers.values()),
             *(shard.member for shard in self._shards.generators.values()),
@@ -333,17 +359,15 @@ class JobRunner:
         generating = [call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE]
         if not generating:
             return None
-        reallocator = ParamStoreReallocator(
+        placement = self._plan.placement(generating[0].name)
+        return ParamStoreReallocator(
             self._job_id,
             self._run_id,
             self._experiment,
             self._shards,
-            self._plan.placement(generating[0].name),
+            placement,
+            frozen=self._admission.actor.settings.optimizer.frozen,
         )
-        model_id = generating[0].model
-        mesh = model_placement(self._graph, self._plan, model_id).mesh
-        reallocator.trainer_devices[model_id] = tuple(mesh.devices)
-        return reallocator
 
     def _start_trainers(self) -> list[Awaitable[Any]]:
         return [self._start_trainer_world()]
@@ -413,9 +437,23 @@ class JobRunner:
             return message
 
         requests = [(shard, request(shard)) for shard in self._shards.trainers.values()]
-        await together(
-            shard.trainer.CreateModel(message, timeout=self._timeout) for shard, message in requests
-        )
+        await self._followed(f"building {model.model_id}", "CreateModel", requests)
+
+    async def _followed(
+        self, what: str, method: str, requests: Sequence[tuple[TrainerShard, Any]]
+    ) -> None:
+        """A long call on every trainer; tells how far all of them are together."""
+        done = dict.fromkeys(range(len(requests)), (0, 0))
+
+        async def one(number: int, shard: TrainerShard, message: Any) -> None:
+            async for step in getattr(shard.trainer, method)(message, timeout=self._timeout):
+                done[number] = step.done, step.total
+                total = sum(total for _, total in done.values())
+                if total:
+                    part = sum(so_far for so_far, _ in done.values()) / total
+                    self._events.progress(f"{what} {part:.0%}")
+
+        await together(one(number, *each) for number, each in enumerate(requests))
 
     def _layout(self, model: AdmittedModel) -> Layout:
         """Where a model's calls on trainers run."""
@@ -513,8 +551,5 @@ class JobRunner:
             for shard in self._shards.trainers.values()
         ]
         with span(Span.CHECKPOINT):
-            await together(
-                shard.trainer.SaveCheckpoint(message, timeout=self._timeout)
-                for shard, message in requests
-            )
+            await self._followed("saving the checkpoint", "SaveCheckpoint", requests)
         return str(Path(folder).absolute())

@@ -26,6 +26,7 @@ from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.link_meter import measure_links
 from services.trainer.config import TrainerConfig
 from services.trainer.megatron_engine import MegatronEngine
+from services.trainer.model_locks import ModelLocks
 from services.trainer.servicer import TrainerServicer
 from services.trainer.transfers import TrainerTransfers
 
@@ -61,10 +62,14 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             staging_bytes=config.staging_bytes,
         )
         stack.callback(endpoint.close)
-        transfers = TransferServicer(TrainerTransfers(engine, endpoint, calls))
+        locks = ModelLocks()
+        sources = TrainerTransfers(engine, endpoint, locks)
+        stack.callback(sources.close)
+        transfers = TransferServicer(sources)
         servicer = TrainerServicer(
             engine=engine,
             calls=calls,
+            locks=locks,
             batches=batches,
             reader=reader,
             transfers=transfers,

@@ -21,8 +21,9 @@ from realloc.reallocation.families import CanonicalTensor, canonical_tensors
 from realloc.reallocation.layouts.provider import RankLayout, local_parameters
 from services.trainer.hf_config import export_config
 from services.trainer.megatron_model import MegatronModel
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.safetensors_writer import SafetensorsWriter
-from services.trainer.weights import block_box, block_view
+from services.trainer.weights import PIECE_ELEMENTS, Box, block_box, block_view, pieces_of
 
 MARKER = "COMPLETE"
 """Name of the file that is written when all else is in place."""
@@ -50,7 +51,22 @@ class _Part:
     blocks: tuple[int, ...]
 
 
-def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Buffers:
+    """What the writer gathers in; empty on other ranks."""
+
+    whole: Tensor
+    """Room for the largest tensor, on the CPU."""
+    piece: Tensor
+    """Room for the largest piece, on the model's device."""
+
+
+def save_checkpoint(
+    model: MegatronModel,
+    folder: Path,
+    source: Path | None,
+    progress: Progress = ignore_progress,
+) -> None:
     """Write a Hugging Face folder. Collective over the layout's ranks.
 
     Args:
@@ -58,6 +74,7 @@ def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> 
         folder: to make or to replace.
         source: folder with the tokenizer and further configuration to carry over; None for
             none.
+        progress: told after each tensor, in elements.
 
     Raises:
         InvalidInput: the folder cannot be made, on every rank.
@@ -68,7 +85,7 @@ def save_checkpoint(model: MegatronModel, folder: Path, source: Path | None) -> 
     _prepare(model, partial if writes else None, folder)
     if groups.place.data == 0:
         tensors = canonical_tensors(model.spec.architecture)
-        stream = _gather_tensors(model, tensors)
+        stream = _counted(_gather_tensors(model, tensors), tensors, progress)
         if writes:
             _write_tensors(partial, tensors, stream)
         else:
@@ -96,7 +113,8 @@ def _prepare(model: MegatronModel, partial: Path | None, folder: Path) -> None:
 
 
 def _gather_tensors(model: MegatronModel, tensors: Sequence[CanonicalTensor]) -> Iterator[Tensor]:
-    """Each canonical tensor on the CPU of the layout's rank 0; empty tensors elsewhere."""
+    """Each canonical tensor on the CPU of the layout's rank 0, until the next one is asked for;
+    empty tensors elsewhere."""
     strategy, spec = model.groups.strategy, model.spec
     first_replica = [
         strategy.rank(data=0, tensor=tensor, pipeline=pipeline)
@@ -107,9 +125,33 @@ def _gather_tensors(model: MegatronModel, tensors: Sequence[CanonicalTensor]) ->
         rank: local_parameters(spec.architecture, spec.layout, rank) for rank in first_replica
     }
     by_tensor = {rank: _blocks_by_tensor(layout) for rank, layout in layouts.items()}
+    buffers = _buffers(model, tensors)
     for number, tensor in enumerate(tensors):
         parts = _choose_parts(tensor, number, layouts, by_tensor)
-        yield _gather_tensor(model, tensor, parts, layouts)
+        yield _gather_tensor(model, tensor, parts, layouts, buffers)
+
+
+def _buffers(model: MegatronModel, tensors: Sequence[CanonicalTensor]) -> _Buffers:
+    """Made once: memory that comes and goes with each tensor stays in the allocator's hands."""
+    writes = dist.get_rank() == model.groups.ranks[0]
+    whole = max(tensor.num_elements for tensor in tensors)
+    piece = min(max(PIECE_ELEMENTS, *(tensor.cols for tensor in tensors)), whole)
+    return _Buffers(
+        whole=torch.empty(whole if writes else 0),
+        piece=torch.empty(piece if writes else 0, device=model.device),
+    )
+
+
+def _counted(
+    stream: Iterator[Tensor], tensors: Sequence[CanonicalTensor], progress: Progress
+) -> Iterator[Tensor]:
+    """The same stream; each tensor counts once its taker comes back for the next."""
+    done, total = 0, sum(tensor.num_elements for tensor in tensors)
+    for tensor in tensors:
+        yield next(stream)
+        done += tensor.num_elements
+        progress(done, total)
+    next(stream, None)
 
 
 def _blocks_by_tensor(layout: RankLayout) -> dict[int, tuple[int, ...]]:
@@ -143,50 +185,38 @@ def _gather_tensor(
     tensor: CanonicalTensor,
     parts: Sequence[_Part],
     layouts: dict[int, RankLayout],
+    buffers: _Buffers,
 ) -> Tensor:
+    """Piece by piece: the writer holds the whole tensor and one piece, the others one piece."""
     ranks = model.groups.ranks
     me, writer = dist.get_rank(), ranks[0]
-    whole = torch.empty((tensor.shape[0], tensor.cols) if me == writer else (0, 0))
+    whole = buffers.whole[: tensor.num_elements].view(-1, tensor.cols)
     for part in parts:
-        layout = layouts[part.rank]
-        if me == ranks[part.rank]:
-            packed = _pack(model, layout, part)
-            if me != writer:
-                dist.send(packed, writer)
-        elif me == writer:
-            sizes = (layout.blocks.rows * layout.blocks.cols)[list(part.blocks)]
-            packed = torch.empty(int(sizes.sum()), device=model.device)
-            dist.recv(packed, ranks[part.rank])
-        if me == writer:
-            _unpack(packed.cpu(), whole, tensor, layout, part)
+        owner, table = ranks[part.rank], layouts[part.rank]
+        boxes = [(index, block_box(table.blocks, index, tensor)) for index in part.blocks]
+        for index, box in boxes if me in (owner, writer) else ():
+            held = _held(model, table, index, box) if me == owner else None
+            for piece in pieces_of(box, tensor):
+                target = whole[piece.row : piece.row + piece.rows, box.col : box.col + box.cols]
+                if held is None:
+                    received = buffers.piece[: piece.rows * piece.cols]
+                    dist.recv(received, owner)
+                    target.copy_(received.view(piece.rows, piece.cols))
+                    continue
+                own = held[piece.row - box.row : piece.row - box.row + piece.rows]
+                if me == writer:
+                    target.copy_(own)
+                else:
+                    dist.send(own.contiguous(), writer)
     return whole
 
 
-def _pack(model: MegatronModel, layout: RankLayout, part: _Part) -> Tensor:
-    """A part's blocks back to back."""
-    parameters = model.parameters()
-    return torch.cat(
-        [
-            block_view(
-                parameters[layout.parameters[layout.blocks.tensor[index]].name].view(-1),
-                layout.blocks,
-                index,
-            ).reshape(-1)
-            for index in part.blocks
-        ]
+def _held(model: MegatronModel, table: RankLayout, index: int, box: Box) -> Tensor:
+    """A block of this rank, [rows, columns] of its box."""
+    name = table.parameters[table.blocks.tensor[index]].name
+    return block_view(model.parameters()[name].view(-1), table.blocks, index).view(
+        box.rows, box.cols
     )
-
-
-def _unpack(
-    packed: Tensor, whole: Tensor, tensor: CanonicalTensor, layout: RankLayout, part: _Part
-) -> None:
-    start = 0
-    for index in part.blocks:
-        box = block_box(layout.blocks, index, tensor)
-        size = box.rows * box.cols
-        target = whole[box.row : box.row + box.rows, box.col : box.col + box.cols]
-        target.copy_(packed[start : start + size].view(box.rows, box.cols))
-        start += size
 
 
 def _write_tensors(

@@ -17,6 +17,7 @@ from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.settings import OptimizerSettings, PpoSettings
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.snapshot import Snapshot
 
 
@@ -92,7 +93,9 @@ class TrainerEngine(Protocol):
 
     def start_job(self, world: JobWorld) -> None: ...
 
-    def create_model(self, spec: ModelSpec) -> None: ...
+    def create_model(self, spec: ModelSpec, progress: Progress = ignore_progress) -> None:
+        """Build a model and fill its weights; `progress` counts elements of this rank's."""
+        ...
 
     def infer(self, model_id: str, settings: CallSettings, batch: Batch) -> Batch | None:
         """Rows of this data-parallel rank in; their results out, on one rank of each replica
@@ -106,7 +109,9 @@ class TrainerEngine(Protocol):
         may have different numbers of rows, also none."""
         ...
 
-    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+    def save_checkpoint(
+        self, model_id: str, folder: str, source: str = "", progress: Progress = ignore_progress
+    ) -> None:
         """Write a Hugging Face folder; complete only when its marker file is there.
 
         `source` is a folder whose tokenizer and further configuration are carried over; empty

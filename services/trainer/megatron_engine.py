@@ -2,11 +2,12 @@
 
 Calls are collective: `start_job`, `create_model` and `end_job` over the job's world, the
 others over the model's layout; ranks outside the layout need not make them. Every rank makes
-its calls in the same order, from one thread.
+its calls in the same order, from one thread; parameters and versions may be read from another.
 """
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +20,18 @@ from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from realloc.core.layout import LayoutKind
 from realloc.reallocation.families import canonical_tensors
+from realloc.reallocation.frozen import check_frozen, frozen_parameters
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.layouts.tensor_parallel import padded_vocab_size
 from realloc.transfer.rendezvous import connect_store
 from services.trainer import megatron_shim
 from services.trainer.checkpoint import save_checkpoint
-from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainResult
+from services.trainer.engine import (
+    CallSettings,
+    JobWorld,
+    ModelSpec,
+    TrainResult,
+)
 from services.trainer.inference import infer
 from services.trainer.megatron_groups import WorldGroups, create_groups
 from services.trainer.megatron_model import (
@@ -34,6 +41,7 @@ from services.trainer.megatron_model import (
     make_trainable,
 )
 from services.trainer.network import choose_gloo_interface
+from services.trainer.progress import Progress, ignore_progress
 from services.trainer.saved_state import SavedState
 from services.trainer.snapshot import Snapshot
 from services.trainer.training import train
@@ -104,8 +112,11 @@ class MegatronEngine:
             ) from error
         self._job = _Job(world, WorldGroups(world.timeout_seconds))
 
-    def create_model(self, spec: ModelSpec) -> None:
+    def create_model(self, spec: ModelSpec, progress: Progress = ignore_progress) -> None:
         """Build a model over its layout's ranks and load its weights.
+
+        Args:
+            progress: told how many elements of this rank's weights are in place, of how many.
 
         Raises:
             Conflict: the job has a model of this id.
@@ -118,6 +129,8 @@ class MegatronEngine:
         architecture, layout = spec.architecture, spec.layout
         _check_layout(spec, job.world)
         check_buildable(architecture, layout.strategy)
+        names = spec.optimizer.frozen if spec.optimizer is not None else ()
+        check_frozen(architecture, layout, names)
         source = _tensor_source(spec)
         ranks = [job.world.devices.index(device) for device in layout.devices]
         groups = create_groups(job.groups, ranks, layout.strategy)
@@ -127,10 +140,12 @@ class MegatronEngine:
         vocabulary = padded_vocab_size(architecture, LayoutKind.MEGATRON, layout.strategy.tensor)
         model = build_module(spec, groups, vocabulary, self._device)
         table = local_parameters(architecture, layout, ranks.index(job.world.rank))
+        tensors = canonical_tensors(architecture)
         if source is not None:
-            load_weights(model.parameters(), table, canonical_tensors(architecture), source)
+            with closing(source):
+                load_weights(model.parameters(), table, tensors, source, progress)
         if spec.optimizer is not None:
-            make_trainable(model, spec.optimizer)
+            make_trainable(model, spec.optimizer, frozen_parameters(architecture, table, names))
         job.models[spec.model_id] = model
 
     def infer(self, model_id: str, settings: CallSettings, batch: Batch) -> Batch | None:
@@ -143,13 +158,15 @@ class MegatronEngine:
         """Optimizer steps; see `services.trainer.training.train`."""
         return train(self._model(model_id), settings, mini_batches)
 
-    def save_checkpoint(self, model_id: str, folder: str, source: str = "") -> None:
+    def save_checkpoint(
+        self, model_id: str, folder: str, source: str = "", progress: Progress = ignore_progress
+    ) -> None:
         """Write a Hugging Face folder, with the tokenizer of `source` or the checkpoint."""
         if model_id in self._running().elsewhere:
             return
         model = self._model(model_id)
         origin = source or model.spec.checkpoint
-        save_checkpoint(model, Path(folder), Path(origin) if origin else None)
+        save_checkpoint(model, Path(folder), Path(origin) if origin else None, progress)
 
     def snapshot(self) -> Snapshot:
         """Copy to host memory what this rank has to save of all models that train."""

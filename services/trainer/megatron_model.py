@@ -1,5 +1,6 @@
 """Building a Megatron-core model in a layout, with its optimizer where it trains."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +143,19 @@ def build_module(
     )
 
 
-def make_trainable(model: MegatronModel, settings: OptimizerSettings) -> None:
-    """Move the weights into gradient buffers and create the distributed optimizer's state."""
+def make_trainable(
+    model: MegatronModel, settings: OptimizerSettings, frozen: Collection[str] = ()
+) -> None:
+    """Move the weights into gradient buffers and create the distributed optimizer's state.
+
+    Args:
+        frozen: names of parameters that keep their weights; they get neither.
+    """
+    for name, parameter in model.module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if model.spec.recompute and model.groups.is_first_stage:
+        # A recomputed layer has gradients only where its input has, frozen embedding or not.
+        model.module.embedding.register_forward_hook(_require_gradient)
     buffers = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=True
     )
@@ -151,6 +163,10 @@ def make_trainable(model: MegatronModel, settings: OptimizerSettings) -> None:
         model.config, buffers, model.module, pg_collection=model.groups.collection
     )
     model.optimizer = create_optimizer(model.wrapped, settings, model.groups)
+
+
+def _require_gradient(layer: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output if output.requires_grad else output.requires_grad_(torch.is_grad_enabled())
 
 
 def _mark_partitions(module: torch.nn.Module) -> None:

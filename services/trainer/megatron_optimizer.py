@@ -57,7 +57,7 @@ def _parameter_groups(
     wrapped: DistributedDataParallel, settings: OptimizerSettings
 ) -> list[dict[str, Any]]:
     """Matrices, which decay, and the rest; Megatron-core reads the other keys."""
-    parameters = list(wrapped.module.parameters())
+    parameters = [one for one in wrapped.module.parameters() if one.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.dim() > 1]
     vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
     return [

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from services.trainer.host_memory import return_freed_memory
+
 SUPPORTED_VERSION = "0.16.1"
 _MODULES = (
     "megatron.core.distributed",
@@ -55,6 +57,7 @@ def install() -> None:
             module.torch = cpu_torch  # type: ignore[attr-defined]
     _patch_rng()
     _patch_tensor_methods()
+    return_freed_memory()
 
 
 def _torch_on_cpu() -> types.ModuleType:

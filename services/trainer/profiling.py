@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from realloc.core.batch import Batch, RaggedArray
 from realloc.core.layout import Layout, LayoutKind
@@ -26,8 +27,8 @@ from realloc.transfer.rendezvous import TransferStore
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.megatron_model import MegatronModel
-from services.trainer.micro_batches import split_batch
-from services.trainer.objectives import objective_of, selection_of
+from services.trainer.micro_batches import MicroBatch, Selection, split_batch
+from services.trainer.objectives import TokenLogProbs, objective_of
 from services.trainer.schedule import run_schedule
 from services.trainer.stopwatch import PassTimes, Stopwatch
 
@@ -57,8 +58,15 @@ def profile_trainer(task: TrainerTask, say: Callable[[str], None]) -> list[Sampl
     parts = len(task.tensor_degrees) * len(task.element_bytes) * len(task.sizes)
     each = task.seconds / parts
     for tensor in task.tensor_degrees:
-        with _built_model(task.architecture, tensor) as (engine, model):
-            point = _Point(task=task, tensor=tensor, engine=engine, model=model, seconds=each)
+        local = local_architecture(task.architecture, tensor)
+        with TrainerModel.built(replace(local, num_layers=_LAYERS)) as built:
+            point = _Point(
+                task=task,
+                tensor=tensor,
+                engine=built.engine,
+                model=built.model,
+                seconds=each,
+            )
             for element_bytes in sorted(task.element_bytes, reverse=True):
                 for rows, length in task.sizes:
                     say(f"trainer: tensor {tensor}, {element_bytes} bytes, {rows} × {length}")
@@ -66,35 +74,50 @@ def profile_trainer(task: TrainerTask, say: Callable[[str], None]) -> list[Sampl
     return samples
 
 
-@contextmanager
-def _built_model(
-    architecture: ModelArchitecture, tensor: int
-) -> Iterator[tuple[MegatronEngine, MegatronModel]]:
-    engine, store = MegatronEngine(), TransferStore("127.0.0.1")
-    layout = Layout(kind=LayoutKind.MEGATRON, strategy=ParallelStrategy(), devices=(0,))
-    world = JobWorld(
-        job_id="profile",
-        rank=0,
-        devices=(0,),
-        store_host=store.host,
-        store_port=store.port,
-        timeout_seconds=60.0,
-    )
-    engine.start_job(world)
-    try:
-        spec = ModelSpec(
-            model_id=_MODEL,
-            architecture=replace(local_architecture(architecture, tensor), num_layers=_LAYERS),
-            layout=layout,
-            checkpoint="",
-            seed=0,
-            optimizer=OptimizerSettings(),
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainerModel:
+    """A trainable model of random weights, alone in the world of its engine."""
+
+    engine: MegatronEngine
+    model: MegatronModel
+    model_id: str = _MODEL
+
+    @staticmethod
+    @contextmanager
+    def built(architecture: ModelArchitecture) -> Iterator["TrainerModel"]:
+        """Build it; its engine forgets it with the context."""
+        engine, store = MegatronEngine(), TransferStore("127.0.0.1")
+        world = JobWorld(
+            job_id="profile",
+            run_id="profile",
+            rank=0,
+            devices=(0,),
+            store_host=store.host,
+            store_port=store.port,
+            timeout_seconds=60.0,
         )
-        engine.create_model(spec)
-        yield engine, engine._model(_MODEL)
-    finally:
-        engine.end_job()
-        store.close()
+        engine.start_job(world)
+        try:
+            engine.create_model(_model_spec(architecture))
+            yield TrainerModel(engine=engine, model=engine._model(_MODEL))
+        finally:
+            engine.end_job()
+            store.close()
+
+    def random_batch(self, rows: int, length: int) -> Batch:
+        """Rows with all that PPO's actor needs, half prompt and half response."""
+        return _random_batch(self.model.spec.architecture, rows, length)
+
+
+def _model_spec(architecture: ModelArchitecture) -> ModelSpec:
+    return ModelSpec(
+        model_id=_MODEL,
+        architecture=architecture,
+        layout=Layout(kind=LayoutKind.MEGATRON, strategy=ParallelStrategy(), devices=(0,)),
+        checkpoint="",
+        seed=0,
+        optimizer=OptimizerSettings(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,10 +129,9 @@ class _Call:
     steps: tuple[float, ...]
 
     @property
-    def frame(self) -> float:
-        """What is left of the call without passes and steps."""
-        inside = sum(each.seconds for each in self.passes) + sum(self.steps)
-        return max(0.0, self.wall - inside)
+    def inside(self) -> float:
+        """Of passes and steps."""
+        return min(self.wall, sum(each.seconds for each in self.passes) + sum(self.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,12 +148,12 @@ class _Point:
         """All samples of one size."""
         batch = _random_batch(self.model.spec.architecture, rows, length)
         if element_bytes == 4:
-            infer = self._repeat(lambda: self._infer(batch))
+            infer = self._repeat(lambda: self._passes(batch, backward=False))
             train = self._repeat(lambda: self._train(batch))
         else:
             with _cast(self.model):
-                infer = self._repeat(lambda: self._run(batch, "logprobs"))
-                train = self._repeat(lambda: self._run(batch, "ppo_actor"))
+                infer = self._repeat(lambda: self._passes(batch, backward=False))
+                train = self._repeat(lambda: self._passes(batch, backward=True))
 
         def sample(work: Work, seconds: float, *, size: tuple[float, float]) -> Sample:
             return Sample(
@@ -154,18 +176,21 @@ class _Point:
         if element_bytes == 4:
             parameters = sum(each.numel() for each in self.model.module.parameters())
             step = median(second for call in train for second in call.steps)
+            inside = median(call.inside for call in infer)
+            whole_call = median(call.wall for call in self._repeat(lambda: self._infer(batch)))
             samples += [
                 sample(Work.STEP, step, size=(parameters, 1)),
-                sample(Work.INFERENCE_FRAME, median(c.frame for c in infer), size=whole),
-                sample(Work.TRAIN_FRAME, median(c.frame for c in train), size=whole),
+                sample(Work.INFERENCE_FRAME, max(0.0, whole_call - inside), size=selected),
+                sample(Work.TRAIN_FRAME, median(c.wall - c.inside for c in train), size=selected),
             ]
-        return samples
+        # A difference of times that noise made nothing says nothing.
+        return [each for each in samples if each.seconds > 0]
 
     def _repeat(self, call: Callable[[], _Call]) -> list[_Call]:
-        """Calls for half of a size's time, without the first."""
+        """Calls for a third of a size's time, without the first."""
         call()
         calls: list[_Call] = []
-        deadline = time.perf_counter() + self.seconds / 2
+        deadline = time.perf_counter() + self.seconds / 3
         while len(calls) < _LEAST_REPEATS or (
             time.perf_counter() < deadline and len(calls) < _MOST_REPEATS
         ):
@@ -173,40 +198,43 @@ class _Point:
         return calls
 
     def _infer(self, batch: Batch) -> _Call:
-        settings = _settings("logprobs")
-        return self._timed(lambda: self.engine.infer(_MODEL, settings, batch))
+        settings = settings_of("logprobs")
+        return self._timed(lambda _: self.engine.infer(_MODEL, settings, batch))
 
     def _train(self, batch: Batch) -> _Call:
-        settings = _settings("ppo_actor")
-        return self._timed(lambda: self.engine.train(_MODEL, settings, [batch]))
+        settings = settings_of("ppo_actor")
+        return self._timed(lambda _: self.engine.train(_MODEL, settings, [batch]))
 
-    def _run(self, batch: Batch, loss: str) -> _Call:
-        """Passes without the engine around them: for element types that it does not have."""
-        settings = _settings(loss)
-        objective = objective_of(
-            replace(settings, loss="ppo_actor"),
-            self.model.spec.architecture,
-            self.model.groups.tensor,
-        )
-        selection = selection_of(settings, has_loss_mask=False)
+    def _passes(self, batch: Batch, *, backward: bool) -> _Call:
+        """One micro-batch without the engine around it: for element types that it lacks, and to
+        see where its log-probabilities end."""
+        settings = settings_of("ppo_actor")
+        spec, groups = self.model.spec, self.model.groups
+        objective = objective_of(settings, spec.architecture, groups.tensor)
         micro_batches = split_batch(
-            batch, selection, settings.max_tokens_per_micro_batch, self.model.device
+            batch, Selection.RESPONSE, settings.max_tokens_per_micro_batch, self.model.device
         )
-        forward_only = loss == "logprobs"
-
-        def on_output(micro_batch: Any, output: Any) -> tuple[Any, None]:
-            value, _ = objective.loss(micro_batch, output)
-            return value, None
-
-        return self._timed(
-            lambda: run_schedule(self.model, micro_batches, on_output, forward_only=forward_only)
+        logprobs = TokenLogProbs(
+            vocab_size=spec.architecture.vocab_size, temperature=1.0, group=groups.tensor
         )
 
-    def _timed(self, work: Callable[[], object]) -> _Call:
+        def work(stopwatch: Stopwatch) -> None:
+            def on_output(micro_batch: MicroBatch, output_NC: Tensor) -> tuple[Tensor, None]:
+                if backward:
+                    return objective.loss(micro_batch, output_NC)[0], None
+                result_N = logprobs(micro_batch, output_NC)
+                stopwatch.set_output()
+                return result_N.new_zeros(()), None
+
+            run_schedule(self.model, micro_batches, on_output, forward_only=not backward)
+
+        return self._timed(work)
+
+    def _timed(self, work: Callable[[Stopwatch], object]) -> _Call:
         with Stopwatch(self.model) as stopwatch:
             _synchronize(self.model.device)
             started = time.perf_counter()
-            work()
+            work(stopwatch)
             _synchronize(self.model.device)
             wall = time.perf_counter() - started
         return _Call(wall=wall, passes=stopwatch.passes(), steps=stopwatch.steps())
@@ -230,10 +258,12 @@ def _cast(model: MegatronModel) -> Iterator[None]:
 
 
 def _middle(calls: Sequence[_Call], part: str) -> float:
-    return median(getattr(each, part) for call in calls for each in call.passes)
+    seconds: list[float] = [getattr(each, part) for call in calls for each in call.passes]
+    return median(seconds)
 
 
-def _settings(loss: str) -> CallSettings:
+def settings_of(loss: str) -> CallSettings:
+    """Settings of a call whose rows are one micro-batch."""
     return CallSettings(
         loss=loss,
         temperature=1.0,

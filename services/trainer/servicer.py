@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,7 +31,9 @@ from realloc.telemetry.names import Attribute, Metric, Span
 from realloc.telemetry.spans import Attributes, current_traceparent, record, span
 from realloc.transfer.link_meter import LinkMeasurement, MeterWorld
 from realloc.wire.convert import from_proto, to_proto
-from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine
+from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainerEngine, TrainResult
+from services.trainer.model_locks import ModelLocks
+from services.trainer.progress import ProgressFeed
 from services.trainer.snapshot import write_snapshot
 
 log = structlog.get_logger(__name__)
@@ -48,6 +51,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         *,
         engine: TrainerEngine,
         calls: OrderedCalls,
+        locks: ModelLocks,
         batches: BatchStore,
         reader: BatchReader,
         transfers: TransferServicer,
@@ -61,6 +65,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """
         self._engine = engine
         self._calls = calls
+        self._locks = locks
         self._batches = batches
         self._reader = reader
         self._transfers = transfers
@@ -86,7 +91,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Any
-    ) -> pb.CreateModelResponse:
+    ) -> AsyncIterator[pb.CreateModelResponse]:
         self._job(request.job_id)
         spec = await self._or_skip(request.sequence, lambda: _model_spec(request))
         if self._data is None:
@@ -94,9 +99,17 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 request.sequence, lambda: DataSource(Tokenizer.load(request.tokenizer))
             )
         self._tokenizers[request.model_id] = request.tokenizer
-        with span(Span.LOAD_MODEL, {Attribute.MODEL_ID: request.model_id}):
-            await self._run(request.sequence, lambda: self._engine.create_model(spec))
-        return pb.CreateModelResponse()
+        feed = ProgressFeed()
+
+        async def create() -> None:
+            with span(Span.LOAD_MODEL, {Attribute.MODEL_ID: request.model_id}):
+                await self._run(
+                    request.sequence, lambda: self._engine.create_model(spec, feed.report)
+                )
+
+        async with aclosing(feed.follow(create())) as steps:
+            async for step in steps:
+                yield pb.CreateModelResponse(done=step.done, total=step.total)
 
     async def RunInference(
         self, request: pb.RunInferenceRequest, context: Any
@@ -120,10 +133,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._job(request.job_id)
         settings = from_proto(request.settings, CallSettings, "settings")
         batches = [await self._input(request.sequence, each) for each in request.mini_batches]
-        result = await self._run(
-            request.sequence,
-            _ranked(request, lambda: self._engine.train(request.model_id, settings, batches)),
-        )
+
+        def train() -> TrainResult:
+            with self._locks.changing(request.model_id, self._timeout):
+                return self._engine.train(request.model_id, settings, batches)
+
+        result = await self._run(request.sequence, _ranked(request, train))
         return pb.RunTrainingResponse(
             metrics=result.value.metrics,
             weight_version=result.value.weight_version,
@@ -133,15 +148,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: Any
-    ) -> pb.SaveCheckpointResponse:
+    ) -> AsyncIterator[pb.SaveCheckpointResponse]:
         self._job(request.job_id)
-        started = time.monotonic()
-        tokenizer = self._tokenizers.get(request.model_id, "")
-        await self._run(
-            request.sequence,
-            lambda: self._engine.save_checkpoint(request.model_id, request.folder, tokenizer),
-        )
-        return pb.SaveCheckpointResponse(seconds=time.monotonic() - started)
+        feed, tokenizer = ProgressFeed(), self._tokenizers.get(request.model_id, "")
+
+        def save() -> None:
+            self._engine.save_checkpoint(request.model_id, request.folder, tokenizer, feed.report)
+
+        async with aclosing(feed.follow(self._run(request.sequence, save))) as steps:
+            async for step in steps:
+                yield pb.SaveCheckpointResponse(done=step.done, total=step.total)
 
     async def SaveState(
         self, request: pb.SaveStateRequest, context: Any
@@ -207,17 +223,24 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._transfers.release(job_id)
         try:
             async with asyncio.timeout(_IDLE_SECONDS):
-                await self._calls.run(self._engine.end_job, sequence=0, timeout=_IDLE_SECONDS)
+                await self._calls.run(self._end_engine, sequence=0, timeout=_IDLE_SECONDS)
         except TimeoutError:
-            self._abandon(f"job {job_id} ended and a call of it is still stuck in a collective")
+            self._abandon(f"job {job_id} ended and a call or a transfer of it is stuck")
         except Exception as error:
             self._abandon(f"job {job_id} could not be ended: {error}")
         self._batches.release(job_id)
         self._world = self._data = None
 
+    def _end_engine(self) -> None:
+        self._locks.wait_unread(_IDLE_SECONDS)
+        self._engine.end_job()
+
+    @property
+    def _timeout(self) -> float:
+        return self._world.timeout_seconds if self._world else 0.0
+
     async def _run(self, sequence: int, work: Callable[[], Result]) -> Result:
-        timeout = self._world.timeout_seconds if self._world else 0.0
-        return await self._calls.run(work, sequence=sequence, timeout=timeout)
+        return await self._calls.run(work, sequence=sequence, timeout=self._timeout)
 
     async def _or_skip(self, sequence: int, read: Callable[[], Result]) -> Result:
         """What a call needs before its turn; where that fails, its turn passes unused."""

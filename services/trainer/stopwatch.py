@@ -33,8 +33,9 @@ class PassTimes:
     """Mean of the layers."""
     layer_backward: float
     head: float
-    """From the last layer's end to the start of its backward pass (final norm, projection, loss
-    and their backward), or to the end of the model's forward pass."""
+    """From the last layer's end to the start of its backward pass: final norm, projection, loss
+    and their backward. Without a backward pass to the mark of `set_output`, where there is one,
+    or to the end of the model's forward pass."""
 
     @property
     def seconds(self) -> float:
@@ -76,6 +77,10 @@ class Stopwatch:
         if self._model.optimizer is not None:
             del self._model.optimizer.step  # the class's own shows again
 
+    def set_output(self) -> None:
+        """Mark that what is made of the model's output, such as log-probabilities, is there."""
+        self._set("output_end")
+
     def passes(self) -> tuple[PassTimes, ...]:
         """Times of all micro-batches since the start; waits for the device."""
         self._wait()
@@ -91,12 +96,13 @@ class Stopwatch:
     def _times(self, at: dict[str, float]) -> PassTimes:
         layers = len(self._model.module.decoder.layers)
         backward = at.get("backward_end", 0.0) - at.get("backward_begin", 0.0)
+        end = at.get("output_end", at["forward_end"])
         return PassTimes(
             embedding_forward=at["layers_begin"] - at["begin"],
             layers=layers,
             layer_forward=(at["layers_end"] - at["layers_begin"]) / layers,
             layer_backward=backward / layers,
-            head=at.get("backward_begin", at["forward_end"]) - at["layers_end"],
+            head=at.get("backward_begin", end) - at["layers_end"],
         )
 
     def _begin(self) -> None:

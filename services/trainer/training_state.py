@@ -60,6 +60,20 @@ def owned_ranges(model: MegatronModel) -> Iterator[OwnedRange]:
         )
 
 
+def frozen_ranges(model: MegatronModel) -> Iterator[OwnedRange]:
+    """Whole parameters that the optimizer does not know: their weights, of the first data rank."""
+    for name, parameter in model.module.named_parameters():
+        if not parameter.requires_grad and model.groups.place.data == 0:
+            flat = parameter.detach().view(-1)
+            yield OwnedRange(
+                parameter=name,
+                start=0,
+                end=flat.numel(),
+                state={WEIGHT: flat},
+                step=torch.tensor(float(model.weight_version)),
+            )
+
+
 def set_step(model: MegatronModel, step: int) -> None:
     """Tell Adam how many steps it has made: its moments' bias correction depends on it."""
     with torch.no_grad():
@@ -88,7 +102,7 @@ def _model_pieces(model_id: str, model: MegatronModel) -> dict[str, Tensor]:
     tensors = canonical_tensors(model.spec.architecture)
     blocks = blocks_by_parameter(layout, copies(layout.blocks, _earlier_blocks(model)))
     found = {}
-    for owned in owned_ranges(model):
+    for owned in (*owned_ranges(model), *frozen_ranges(model)):
         assert int(owned.step) == model.weight_version, (int(owned.step), model.weight_version)
         if not blocks[owned.parameter]:
             continue

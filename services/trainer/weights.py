@@ -7,19 +7,23 @@ depend on its layout, and a rank reads only its own part.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.transfer import Blocks
 from realloc.reallocation.families import VALUE_HEAD, CanonicalTensor
 from realloc.reallocation.layouts.provider import RankLayout
+from services.trainer.progress import Progress, ignore_progress
+from services.trainer.safetensors_reader import SafetensorsReader
+
+PIECE_ELEMENTS = 4 << 20
+"""Elements that are read, sent or copied at a time: 16 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,11 @@ class TensorSource(Protocol):
     """Where canonical tensors come from."""
 
     def read(self, tensor: CanonicalTensor, box: Box) -> Tensor:
-        """The rectangle, [rows, cols] on the CPU."""
+        """The rectangle, [rows, cols] on the CPU, of any floating point type."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and memory."""
         ...
 
 
@@ -54,6 +62,10 @@ class RandomWeights:
         whole = self._latest[1]
         return whole[box.row : box.row + box.rows, box.col : box.col + box.cols]
 
+    def close(self) -> None:
+        """Forget the tensor that was made last."""
+        self._latest = None
+
     def _create(self, tensor: CanonicalTensor) -> Tensor:
         shape = tensor.shape[0], tensor.cols
         if len(tensor.shape) == 1:
@@ -65,7 +77,7 @@ class RandomWeights:
 
 
 class HuggingFaceWeights:
-    """The safetensors files of a Hugging Face folder, read by slices.
+    """The safetensors files of a Hugging Face folder, read by rectangles.
 
     A value head that the checkpoint lacks comes from `head` instead: a critic may start from
     a language model.
@@ -84,14 +96,14 @@ class HuggingFaceWeights:
     def read(self, tensor: CanonicalTensor, box: Box) -> Tensor:
         if tensor.name not in self._files:
             return self._head.read(tensor, box)
-        view = self._files[tensor.name].get_slice(tensor.name)
-        rows = slice(box.row, box.row + box.rows)
-        values: Tensor
-        if len(tensor.shape) == 1:
-            values = view[rows].unsqueeze(1)
-        else:
-            values = view[rows, box.col : box.col + box.cols]
-        return values
+        file = self._files[tensor.name]
+        return file.read(tensor.name, box.row, box.rows, box.col, box.cols)
+
+    def close(self) -> None:
+        """Close every file."""
+        self._head.close()
+        for file in set(self._files.values()):
+            file.close()
 
     def _problems(self, folder: Path, tensors: Sequence[CanonicalTensor]) -> Iterator[Problem]:
         for tensor in tensors:
@@ -99,7 +111,7 @@ class HuggingFaceWeights:
                 if tensor.name != VALUE_HEAD:
                     yield Problem("checkpoint", f"{folder} has no tensor {tensor.name}")
                 continue
-            shape = tuple(self._files[tensor.name].get_slice(tensor.name).get_shape())
+            shape = self._files[tensor.name].tensors[tensor.name].shape
             if shape != tensor.shape:
                 yield Problem(
                     "checkpoint",
@@ -108,17 +120,17 @@ class HuggingFaceWeights:
                 )
 
 
-def _open_files(folder: Path) -> Mapping[str, safe_open]:
+def _open_files(folder: Path) -> Mapping[str, SafetensorsReader]:
     """The open file of each tensor."""
     index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
     try:
-        names = ["model.safetensors"]
         if index.exists():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [safe_open(folder / name, framework="pt") for name in names]
-        return {tensor: file for file in files for tensor in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise InvalidInput.at("checkpoint", f"{folder} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InvalidInput.at("checkpoint", f"{index} cannot be read: {error}") from error
+    files = [SafetensorsReader(folder / name) for name in names]
+    return {tensor: file for file in files for tensor in file.tensors}
 
 
 def load_weights(
@@ -126,17 +138,34 @@ def load_weights(
     layout: RankLayout,
     tensors: Sequence[CanonicalTensor],
     source: TensorSource,
+    progress: Progress = ignore_progress,
 ) -> None:
-    """Fill a rank's parameters in place; what no block covers keeps its value."""
+    """Fill a rank's parameters in place; what no block covers keeps its value.
+
+    Blocks come in pieces of bounded size, so that little is held besides the parameters.
+    """
     names = [parameter.name for parameter in layout.parameters]
     assert set(names) == set(parameters), set(names) ^ set(parameters)
-    blocks = layout.blocks
+    blocks, done = layout.blocks, 0
+    total = blocks.num_elements
     # In canonical order: a random tensor is made once and then cut.
     for index in np.argsort(blocks.canonical, kind="stable"):
         flat = parameters[names[blocks.tensor[index]]].view(-1)
         tensor = tensors[blocks.canonical[index]]
-        values = source.read(tensor, block_box(blocks, int(index), tensor))
-        block_view(flat, blocks, int(index)).copy_(values.reshape(int(blocks.rows[index]), -1))
+        box = block_box(blocks, int(index), tensor)
+        target = block_view(flat, blocks, int(index)).view(box.rows, box.cols)
+        for piece in pieces_of(box, tensor):
+            rows = slice(piece.row - box.row, piece.row - box.row + piece.rows)
+            target[rows].copy_(source.read(tensor, piece))
+            done += piece.rows * piece.cols
+            progress(done, total)
+
+
+def pieces_of(box: Box, tensor: CanonicalTensor) -> Iterator[Box]:
+    """A box by rows, each piece from at most `PIECE_ELEMENTS` elements of whole rows."""
+    step = max(PIECE_ELEMENTS // tensor.cols, 1)
+    for row in range(box.row, box.row + box.rows, step):
+        yield replace(box, row=row, rows=min(step, box.row + box.rows - row))
 
 
 def block_box(blocks: Blocks, index: int, tensor: CanonicalTensor) -> Box:

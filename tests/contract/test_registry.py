@@ -105,9 +105,7 @@ def record(backend: StoreBackend) -> ReallocationRecord:
         target=replace(TARGET, weight_version=1, incarnations=("a", "b")),
         session_id="session",
         participants=(
-            RecordedParticipant(
-                name="trainer-0", incarnation="t", is_destination=False, sequences=(4, 5)
-            ),
+            RecordedParticipant(name="trainer-0", incarnation="t", is_destination=False),
         ),
         phase=Phase.PREPARING,
     )

@@ -39,7 +39,13 @@ class Calls:
             stub = param_store_pb2_grpc.ParamStoreServiceStub(channel)
             stub.RegisterModel(pb.RegisterModelRequest(model=to_proto(MODEL, pb.Model)))
 
-    def reallocate(self, version: int, name: str = "", seconds: float = 20.0) -> pb.Reallocation:
+    def reallocate(
+        self,
+        version: int,
+        name: str = "",
+        seconds: float = 20.0,
+        mode: pb.TransferMode = pb.TRANSFER_MODE_ALL,
+    ) -> pb.Reallocation:
         """Bring the replicas to a version."""
         request = pb.ReallocateRequest(
             request_id=name or f"job/actor/{version}",
@@ -49,14 +55,16 @@ class Calls:
             shards=TARGET.shards,
             weight_version=version,
             timeout_seconds=seconds,
+            mode=mode,
         )
         with connect_sync(self.fleet.param_store) as channel:
             stub = param_store_pb2_grpc.ParamStoreServiceStub(channel)
             return stub.Reallocate(request, timeout=CALL_SECONDS).reallocation
 
-    def start(self, version: int) -> "Future[pb.Reallocation]":
+    def start(self, version: int, phase: str) -> "Future[pb.Reallocation]":
         """The same, beside the test."""
-        return self._executor.submit(self.reallocate, version, seconds=PHASE_SECONDS)
+        mode = pb.TRANSFER_MODE_CHANGED if phase == "digest" else pb.TRANSFER_MODE_ALL
+        return self._executor.submit(self.reallocate, version, seconds=PHASE_SECONDS, mode=mode)
 
     def close(self) -> None:
         self._executor.shutdown()
@@ -108,7 +116,7 @@ def expected(calls: Calls, replicas_at: int, trainers_at: int) -> dict[str, int]
 def halt(calls: Calls, version: int, name: str, phase: str) -> "Future[pb.Reallocation]":
     """Start a reallocation and wait until a shard stands still in a phase."""
     calls.fleet.shards[name].ask("arm", phase)
-    moving = calls.start(version + 1)
+    moving = calls.start(version + 1, phase)
     assert calls.fleet.shards[name].wait_halted() == phase
     return moving
 
@@ -125,6 +133,23 @@ def test_a_shard_that_dies_before_the_commit_leaves_the_old_version(
         moving.result(CALL_SECONDS)
     assert any(name in str(caught.value) for name in SHARDS)
     assert held(calls, version) == expected(calls, version, version + 1)
+
+
+@pytest.mark.parametrize("victim", ["trainer-1", "generation-1", "param_store"])
+def test_whoever_dies_while_sources_digest_leaves_the_old_version(
+    calls: Calls, version: int, victim: str
+) -> None:
+    """Before it is known what has changed nothing has moved; then the same request works."""
+    moving = halt(calls, version, "trainer-0", "digest")
+    calls.fleet.kill(victim)
+    calls.fleet.shards["trainer-0"].let_go()
+    with pytest.raises(ReallocError):
+        moving.result(CALL_SECONDS)
+    assert held(calls, version) == expected(calls, version, version + 1)
+    calls.fleet.start()
+    calls.fleet.train(version + 1)
+    calls.reallocate(version + 1, mode=pb.TRANSFER_MODE_CHANGED)
+    assert held(calls, version) == expected(calls, version + 1, version + 1)
 
 
 @pytest.mark.parametrize("victim", SHARDS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from realloc.core.errors import Unavailable
+from realloc.transfer import link_meter
 from realloc.transfer.link_meter import LinkMeasurement, MeterWorld, measure_links, rounds_of_pairs
 from realloc.transfer.rendezvous import TransferStore
 from tests.support.rank_processes import RankProcesses
@@ -44,6 +45,15 @@ def measure(world: MeterWorld) -> LinkMeasurement:
     return measure_links(world, host="127.0.0.1", device=torch.device("cpu"))
 
 
+def measure_with_a_bad_cable(world: MeterWorld, period: int) -> LinkMeasurement:
+    """What this rank sends is not what its peers expect of it."""
+    usual, link_meter._PERIOD = link_meter._PERIOD, period
+    try:
+        return measure(world)
+    finally:
+        link_meter._PERIOD = usual
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8, 13, 128])
 def test_every_pair_meets_once(num_ranks: int) -> None:
     """The tournament has every pair exactly once, and nobody twice in a round."""
@@ -76,6 +86,17 @@ def test_two_ranks_are_a_world_too(ranks: RankProcesses, store: TransferStore) -
     worlds = [(world(store, "two", rank, num_ranks=2),) for rank in (0, 1)]
     found = ranks.run(measure, worlds, timeout_seconds=3 * SECONDS)
     assert [[each.peer for each in measurement.links] for measurement in found] == [[1], [0]]
+
+
+def test_data_that_changes_on_the_way_is_an_error(
+    ranks: RankProcesses, store: TransferStore
+) -> None:
+    """Bandwidth of a link that corrupts what it carries is worth nothing."""
+    worlds = [world(store, "bad", rank, num_ranks=2) for rank in (0, 1)]
+    ranks.start(measure_with_a_bad_cable, [(worlds[0], 1021), (worlds[1], 1019)])
+    for rank in (0, 1):
+        with pytest.raises(Unavailable, match="is not what was sent"):
+            ranks.results([rank], timeout_seconds=3 * SECONDS)
 
 
 def test_a_rank_that_never_comes_is_an_error_in_time(

@@ -1,5 +1,7 @@
 """Checkpoints go through any Megatron layout and come back bit by bit."""
 
+import ctypes
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from realloc.core.errors import ReallocError
-from realloc.core.model import Head
+from realloc.core.model import Head, ModelArchitecture
+from realloc.reallocation.families import canonical_tensors
 from tests.support.engine_ranks import (
     EngineRanks,
     call_settings,
@@ -23,7 +26,7 @@ from tests.support.engine_ranks import (
     train,
     whole_weights,
 )
-from tests.tiny_models import tiny_hf_model
+from tests.tiny_models import tiny_config, tiny_hf_model
 
 NUM_RANKS = 4
 
@@ -214,3 +217,82 @@ def test_wrong_inputs_name_what_is_wrong(job: EngineRanks, tmp_path: Path) -> No
     call_refused(("weight_version", "nobody"), "NotFound", "nobody")
     call_refused(("create_model", spec), "Conflict", "model")
     assert train(job, spec, call_settings("sft"), [random_batch(2)]).weight_version == 1
+
+
+WIDE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 6,
+    "vocab_size": 8192,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+}
+"""334 MiB in float32, the embeddings 32 MiB each."""
+
+
+def peak_bytes(engine: Any, method: str, *arguments: Any) -> int:
+    """Most that the process held during a call, above what it held before. Runs in a rank
+    process; file pages that are mapped count."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or free memory of earlier calls would hide some
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    before = status_bytes("VmRSS")
+    getattr(engine, method)(*arguments)
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def test_loading_and_exporting_hold_two_tensors_besides_the_shard(
+    job: EngineRanks, tmp_path: Path
+) -> None:
+    """Loading into TP2 a rank never holds more than its own shard and twice the largest tensor;
+    exporting from TP2·PP2 no rank holds more than that above its shard; the bits are the same."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    config = tiny_config("llama", **WIDE)
+    (source / "config.json").write_text(json.dumps(config))
+    tensors = canonical_tensors(ModelArchitecture.from_hf_config(config))
+    random = np.random.default_rng(0)
+    weights = {
+        tensor.name: torch.from_numpy(random.standard_normal(tensor.shape, dtype=np.float32))
+        for tensor in tensors
+    }
+    save_file(weights, source / "model.safetensors")
+    spare = 2 * 4 * max(tensor.num_elements for tensor in tensors)
+    shard = 4 * sum(tensor.num_elements for tensor in tensors) // 2
+
+    spec = model_spec("tp2", source, "d1t2p1", trains=False)
+    loading = job.run(peak_bytes, [("create_model", spec)] * NUM_RANKS)
+    assert shard < max(loading) < shard + spare
+    wider = model_spec("tp2pp2", source, "d1t2p2", trains=False)
+    job.all(NUM_RANKS, "create_model", wider)
+    exporting = job.run(peak_bytes, [("save_checkpoint", "tp2pp2", str(target))] * NUM_RANKS)
+    assert max(exporting) < spare
+    copy = load_file(target / "model.safetensors")
+    assert all(torch.equal(weights[name], copy[name]) for name in weights)
+
+
+def progress_of(engine: Any, method: str, *arguments: Any) -> list[tuple[int, int]]:
+    """How far a call says that it is. Runs in a rank process."""
+    steps: list[tuple[int, int]] = []
+    getattr(engine, method)(*arguments, progress=lambda done, total: steps.append((done, total)))
+    return steps
+
+
+def test_long_calls_say_how_far_they_are(job: EngineRanks, tmp_path: Path) -> None:
+    """Loading and exporting count elements up to all of them, without a step back."""
+    tiny_hf_model("llama", 0, tmp_path)
+    spec = model_spec("model", tmp_path, "d1t2p2")
+    loading = job.run(progress_of, [("create_model", spec)] * NUM_RANKS)
+    exporting = job.run(
+        progress_of, [("save_checkpoint", "model", str(tmp_path / "target"))] * NUM_RANKS
+    )
+    for steps in (*loading, *exporting):
+        assert len(steps) > 5
+        assert steps == sorted(steps)
+        assert steps[-1][0] == steps[-1][1]

@@ -11,10 +11,13 @@ import torch
 from numpy.testing import assert_allclose
 
 from realloc.core.batch import Batch
+from realloc.core.errors import InvalidInput
 from realloc.core.model import Head
 from realloc.core.settings import OptimizerSettings
+from realloc.reallocation.frozen import is_frozen
 from services.trainer.engine import ModelSpec, TrainResult
 from tests.support.engine_ranks import (
+    OPTIMIZER,
     EngineRanks,
     call_settings,
     infer,
@@ -292,6 +295,66 @@ def _reference_sft_loss(model: Any, batch: Batch) -> torch.Tensor:
         entropies = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         losses.append(entropies[torch.from_numpy(mask[1:] > 0.5)])
     return torch.cat(losses).mean()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "frozen", "recompute"),
+    [
+        ("d1t2p1", ("model.embed_tokens", "model.layers.0"), True),
+        ("d1t1p2", ("model.embed_tokens", "model.layers.1.mlp", "lm_head.weight"), False),
+    ],
+)
+def test_frozen_parts_keep_their_weights_and_the_others_step_as_in_plain_torch(
+    job: EngineRanks, tmp_path: Path, strategy: str, frozen: tuple[str, ...], recompute: bool
+) -> None:
+    """Bit by bit the same as before where frozen; elsewhere the step of transformers' model
+    without gradients there, its norm included."""
+    family, changes = TINY_MODELS["llama"]
+    reference = tiny_hf_model(family, 0, tmp_path, **changes)
+    settings = replace(OPTIMIZER, frozen=frozen)
+    spec = model_spec("model", tmp_path, strategy, recompute=recompute)
+    spec = create(job, replace(spec, optimizer=settings))
+    batch = random_batch(8, seed=10)
+    before = whole_weights(job, spec)
+    found = train(job, spec, call_settings("sft"), [batch])
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad_(not is_frozen(name, frozen))
+    parameters = [each for each in reference.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=0.0,
+    )
+    _reference_sft_loss(reference, batch).backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+    optimizer.step()
+    assert_allclose(found.metrics["grad_norm"], norm.item(), rtol=1e-5)
+    expected = reference.state_dict()
+    for name, weights in whole_weights(job, spec).items():
+        assert_allclose(weights, expected[name].numpy(), atol=1e-6, err_msg=name)
+        assert (weights == before[name]).all() == is_frozen(name, frozen), name
+
+
+def test_what_cannot_be_frozen_is_refused(job: EngineRanks, tmp_path: Path) -> None:
+    """Half of a fused parameter, and a stage with nothing to train: every problem, no model."""
+    tiny_hf_model("llama", 0, tmp_path)
+    frozen = ("model.embed_tokens", "model.layers.0", "model.layers.1.self_attn.q_proj")
+    spec = model_spec("model", tmp_path, "d1t1p2")
+    spec = replace(spec, optimizer=replace(OPTIMIZER, frozen=frozen))
+    for problems in job.run(problems_of, [(spec,), (spec,)]):
+        assert [text.split(":")[0] for text in problems] == ["optimizer.frozen"] * 2
+        assert "leaves nothing to train in stage 0 of d1t1p2" in problems[0]
+        assert "linear_qkv.weight holds" in problems[1]
+        assert "freeze all or none of them" in problems[1]
+
+
+def problems_of(engine: Any, spec: ModelSpec) -> list[str]:
+    """Why a model is refused. Runs in a rank process."""
+    with pytest.raises(InvalidInput) as caught:
+        engine.create_model(spec)
+    return [str(problem) for problem in caught.value.problems]
 
 
 def test_recomputed_activations_change_nothing(

@@ -6,16 +6,32 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from realloc.core.layout import Layout, LayoutKind
+from realloc.core.strategy import ParallelStrategy
 from realloc.reallocation.families import canonical_names, canonical_tensors
-from services.param_store.model import PlacedLayout
-from services.param_store.orders import TransferMode
+from realloc.reallocation.layouts.provider import RankLayout, local_parameters
+from services.param_store import plans
+from services.param_store.model import Model, PlacedLayout
+from services.param_store.orders import ReallocationOrder, TransferMode
 from services.param_store.phases import Phase
 from services.param_store.records import Records
-from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, ToyStore, order, toy_store
+from tests.support.toy_shards import toy_canonical, toy_parameters
+from tests.support.toy_store import (
+    ARCHITECTURE,
+    MODEL,
+    SOURCE,
+    TARGET,
+    ToyStore,
+    member,
+    name_version,
+    order,
+    toy_store,
+)
 
 TEST_SECONDS = 60.0
 
@@ -119,6 +135,30 @@ def test_another_shape_and_a_missing_tensor_are_named_with_their_rank() -> None:
     run(scenario())
 
 
+def test_boxes_that_overlap_are_refused_before_anything_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layout whose table stores two tensors in one place: parameter and rank are named."""
+
+    def overlapping(architecture: Any, layout: Any, rank: int) -> RankLayout:
+        table = local_parameters(architecture, layout, rank)
+        start = table.blocks.start.copy()
+        fused = np.flatnonzero(np.diff(table.blocks.tensor) == 0)[0]
+        start[fused + 1] = start[fused]
+        return replace(table, blocks=replace(table.blocks, start=start))
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            monkeypatch.setattr(plans, "local_parameters", overlapping)
+            with pytest.raises(InvalidInput, match=r"rank 0 of megatron:d1t2p1@0-1: \S+ has boxes"):
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None)
+            assert await phases(held) == []
+
+    run(scenario())
+
+
 def test_a_layout_that_the_model_cannot_have_is_refused() -> None:
     """Missing ranks, unknown processes, wrong devices, and degrees that do not divide."""
 
@@ -166,41 +206,32 @@ def test_a_shard_that_does_not_answer_is_named_and_nothing_changes() -> None:
     run(scenario())
 
 
-def test_the_same_version_again_moves_nothing() -> None:
-    """An equal layout at the same version costs no call, until one of its processes restarts."""
+def test_the_same_version_again_costs_no_call_of_a_shard() -> None:
+    """Where the version is, and where it is made, nothing is asked and nothing moves, until a
+    process of the target restarts."""
 
     async def scenario() -> None:
         async with toy_store() as held:
             held.train(1)
             await held.reallocator.reallocate(order(1))
+            asked = list(held.calls)
+            assert {"PrepareTransfer", "ExecuteTransfer", "CommitTransfer"} <= set(asked)
             held.train(2)  # what would arrive, if anything moved
             done = await held.reallocator.reallocate(order(1, request_id="again"))
             assert (done.bytes, done.seconds, done.weight_version) == (0, 0.0, 1)
-            held.assert_serves(1)
             source = order(5, target=replace(SOURCE, weight_version=-1), request_id="source")
             assert (await held.reallocator.reallocate(source)).bytes == 0
+            assert held.calls == asked
+            held.assert_serves(1)
             assert (await held.registry.get("job", "actor")).source.weight_version == 5
-
-    run(scenario())
-
-
-def test_places_in_the_order_of_calls_are_given_back() -> None:
-    """After a no-op and after a refusal the trainers' next calls run at once."""
-
-    async def scenario() -> None:
-        async with toy_store() as held:
-            places = {"trainer-0": 1, "trainer-1": 1}
-            held.train(1)
-            await held.reallocator.reallocate(order(1, sequences=places))
-            again = dict.fromkeys(places, 2)
-            await held.reallocator.reallocate(order(1, request_id="again", sequences=again))
-            refused = dict.fromkeys(places, 3)
-            with pytest.raises(Conflict, match="cannot go back"):
-                await held.reallocator.reallocate(order(0, sequences=refused))
-            for name in SOURCE.shards:
-                calls = held.shards[name].calls
-                assert calls is not None
-                assert await calls.run(lambda: "ran", sequence=4, timeout=5) == "ran"
+            name_version(held.shards, 5)
+            restarted = member("generation-1", held.shards["generation-1"].address, "2")
+            await held.store.put(restarted.key, restarted.to_json())
+            while held.processes.find("generation-1") != restarted:
+                await asyncio.sleep(0)
+            await held.reallocator.reallocate(order(5, request_id="restarted"))
+            assert len(held.calls) > len(asked)
+            held.assert_serves(2)
 
     run(scenario())
 
@@ -221,6 +252,7 @@ def test_only_changed_tensors_move() -> None:
             assert first.num_tensors == len(names)
             assert second.num_tensors == len(names) - len(frozen)
             assert 0 < second.bytes < first.bytes
+            name_version(held.shards, 3)
             third = await held.reallocator.reallocate(order(3, **changed))
             assert (third.num_tensors, third.bytes) == (0, 0)
             held.assert_serves(2, frozen)
@@ -261,7 +293,7 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._party, name)
 
-            async def execute(self, prepared: Any, sequence: int) -> Any:
+            async def execute(self, prepared: Any) -> Any:
                 reached.set()
                 await asyncio.Event().wait()
 
@@ -276,5 +308,126 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
             assert await phases(held) == []
             assert await held.registry.list("job") == ()
             assert not await held.store.list("/realloc/reallocations/")
+
+    run(scenario())
+
+
+def test_weights_stand_still_while_they_move_and_other_models_do_not_wait() -> None:
+    """A call that trains the model waits for the transfer; one of another model goes on."""
+
+    async def scenario() -> None:
+        reading, go_on = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        class Held:
+            def __init__(self, party: Any) -> None:
+                self._party = party
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._party, name)
+
+            async def execute(self, prepared: Any) -> Any:
+                await go_on.wait()
+                return await self._party.execute(prepared)
+
+        async with toy_store(wrap={"generation-0": Held}) as held:
+            held.train(1)
+            source = held.shards["trainer-0"]
+
+            def version_read(model_id: str) -> int:
+                loop.call_soon_threadsafe(reading.set)
+                return 1
+
+            def train(model_id: str, patience: float) -> None:
+                with source.locks.changing(model_id, patience):
+                    if model_id == "actor":
+                        held.train(2)
+
+            source.trainer.weight_version = version_read  # type: ignore[union-attr, method-assign]
+            moving = asyncio.create_task(held.reallocator.reallocate(order(1)))
+            await reading.wait()
+            await asyncio.to_thread(train, "critic", 10.0)
+            with pytest.raises(Unavailable, match="still reads actor"):
+                await asyncio.to_thread(train, "actor", 0.01)
+            training = asyncio.create_task(asyncio.to_thread(train, "actor", 20.0))
+            go_on.set()
+            await moving
+            await training
+            held.assert_serves(1)
+
+    run(scenario())
+
+
+def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
+    """Neither one to come nor one that is gone: the error names process and versions."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            with pytest.raises(
+                Conflict, match=r"trainer-\d .*actor is at version 1 here and version 2"
+            ):
+                await held.reallocator.reallocate(order(2))
+            held.assert_serves(None)
+            assert await phases(held) == [Phase.ABORTED]
+
+    run(scenario())
+
+
+def test_disjoint_reallocations_move_at_once_and_others_wait_their_turn() -> None:
+    """While one stands still, another on other devices is done; a third that shares a device
+    has not asked any shard yet, and follows."""
+
+    def single(device: int) -> Model:
+        strategy = ParallelStrategy.parse("d1t1p1")
+        layout = Layout(kind=LayoutKind.MEGATRON, strategy=strategy, devices=(device,))
+        placed = PlacedLayout(layout=layout, shards=(f"trainer-{device}",), weight_version=0)
+        return replace(MODEL, model_id=f"model-{device}", layouts=(placed,))
+
+    def to_replica(device: int, version: int) -> ReallocationOrder:
+        strategy = ParallelStrategy.parse("d1t1p1")
+        layout = Layout(kind=LayoutKind.VLLM, strategy=strategy, devices=(device,))
+        target = PlacedLayout(layout=layout, shards=(f"generation-{device}",))
+        request = f"{device}/{version}"
+        return order(version, model_id=f"model-{device}", target=target, request_id=request)
+
+    def whole(parameters: dict[str, torch.Tensor]) -> None:
+        layout = single(0).source.layout
+        parameters.clear()
+        parameters.update(toy_parameters(ARCHITECTURE, layout, 0, toy_canonical(ARCHITECTURE, 1)))
+
+    async def scenario() -> None:
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        class Held:
+            def __init__(self, party: Any) -> None:
+                self._party = party
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._party, name)
+
+            async def execute(self, prepared: Any) -> Any:
+                reached.set()
+                await go_on.wait()
+                return await self._party.execute(prepared)
+
+        change = dict.fromkeys(SOURCE.shards, whole)
+        async with toy_store(wrap={"generation-0": Held}, change=change) as held:
+            for device in range(2):
+                await held.registry.register(single(device))
+            name_version(held.shards, 1)
+            slow = asyncio.create_task(held.reallocator.reallocate(to_replica(0, 1)))
+            await reached.wait()
+            asked = held.calls.count("PrepareTransfer")
+            waiting = asyncio.create_task(held.reallocator.reallocate(to_replica(0, 2)))
+            await held.reallocator.reallocate(to_replica(1, 1))
+            assert held.calls.count("PrepareTransfer") == asked + 2
+            assert not slow.done()
+            assert not waiting.done()
+            go_on.set()
+            await slow
+            name_version(held.shards, 2)
+            assert (await waiting).weight_version == 2
+            held.assert_serves(1)  # version 2 has the same weights here
 
     run(scenario())

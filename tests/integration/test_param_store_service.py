@@ -1,6 +1,9 @@
 """ParamStoreService over gRPC: two processes' worth of it on a real etcd, toy shards around."""
 
 import asyncio
+import json
+import re
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,13 +18,16 @@ from realloc.api.param_store.v1 import param_store_pb2 as pb
 from realloc.api.param_store.v1 import param_store_pb2_grpc
 from realloc.api.types.v1 import types_pb2
 from realloc.coordination.etcd_store import EtcdStore
+from realloc.coordination.members import Members
 from realloc.core.errors import Conflict, InvalidInput, NotFound
 from realloc.rpc.channel import connect
 from realloc.rpc.server import running
+from realloc.telemetry.names import Attribute, Metric
+from realloc.telemetry.recorded import read_spans
 from realloc.wire.convert import to_proto
 from services.param_store.app import build
 from services.param_store.config import ParamStoreConfig
-from tests.support.toy_store import MODEL, TARGET, toy_shards
+from tests.support.toy_store import MODEL, TARGET, name_version, toy_shards
 
 TEST_SECONDS = 60.0
 
@@ -55,10 +61,11 @@ async def serve(etcd: str, name: str) -> Service:
 @asynccontextmanager
 async def served(etcd: EtcdServer) -> AsyncIterator[Any]:
     """Toy shards and one param-store, with the model registered; its stub."""
-    async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store):
+    async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store) as shards:
         service = await serve(etcd.endpoint, "param_store")
         async with service.stack:
             await service.stub.RegisterModel(registration())
+            name_version(shards, 1)
             yield service.stub
             await service.stub.ReleaseJob(pb.ReleaseJobRequest(job_id="job"))
 
@@ -168,19 +175,107 @@ def test_a_follower_passes_requests_on_and_takes_over(etcd: EtcdServer) -> None:
     """Either param-store serves a request; when the leader stops, the other knows its outcome."""
 
     async def scenario() -> None:
-        async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store):
+        async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store) as shards:
+            name_version(shards, 1)
             first = await serve(etcd.endpoint, "param_store-0")
             await first.stub.RegisterModel(registration())
             done = await first.stub.Reallocate(reallocation(1))
             second = await serve(etcd.endpoint, "param_store-1")
             async with second.stack:
                 assert await second.stub.Reallocate(reallocation(1)) == done
+                name_version(shards, 2)
                 through = await second.stub.Reallocate(reallocation(2))
                 assert through.reallocation.weight_version == 2
                 await first.stack.aclose()
                 assert await second.stub.Reallocate(reallocation(2)) == through
+                name_version(shards, 3)
                 third = await second.stub.Reallocate(reallocation(3))
                 assert third.reallocation.weight_version == 3
                 await second.stub.ReleaseJob(pb.ReleaseJobRequest(job_id="job"))
 
     run(scenario())
+
+
+def test_what_a_reallocation_took_is_exported(etcd: EtcdServer, tmp_path: Path) -> None:
+    """The files of a param-store that has ended hold each phase's span and seconds, the bytes by
+    kind, bandwidth and bound ratio of a real reallocation, under the names of `telemetry.names`."""
+
+    async def scenario() -> pb.Reallocation:
+        async with EtcdStore((etcd.endpoint,)) as store, toy_shards(store) as shards:
+            name_version(shards, 1)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "services.param_store",
+                f"--etcd_endpoints={etcd.endpoint}",
+                f"--trace_dir={tmp_path}",
+                "--drain_seconds=0",
+            )
+            try:
+                async with Members(store) as members:
+                    found = await members.wait_for({"param_store": 1}, timeout_seconds=30)
+                async with connect(found[0].address) as channel:
+                    stub = param_store_pb2_grpc.ParamStoreServiceStub(channel)
+                    await stub.RegisterModel(registration())
+                    done: pb.Reallocation = (await stub.Reallocate(reallocation(1))).reallocation
+                    await stub.ReleaseJob(pb.ReleaseJobRequest(job_id="job"))
+            finally:
+                process.terminate()
+                await process.wait()
+            return done
+
+    done = asyncio.run(asyncio.wait_for(scenario(), TEST_SECONDS))
+    lines = "".join(path.read_text() for path in tmp_path.glob("*.otlp.jsonl"))
+    trace_id = re.findall(r'"traceId": ?"(\w+)"[^{}]*"name": ?"reallocation"', lines)[0]
+    spans = {span.name: span for span in read_spans(tmp_path, trace_id)}
+    steps = ("plan", "prepare", "transfer", "verify", "commit")
+    assert {"reallocation", *(f"reallocation.{step}" for step in steps)} <= spans.keys()
+    assert all(spans[f"reallocation.{step}"].seconds >= 0 for step in steps)
+    moved = spans["reallocation.transfer"].attributes
+    assert moved[Attribute.MOVED_BYTES] == done.bytes
+    assert moved[Attribute.LOCAL_BYTES] == done.traffic.local_bytes > 0
+    assert moved[Attribute.CROSS_DEVICE_BYTES] == done.traffic.cross_device_bytes > 0
+    assert moved[Attribute.CROSS_NODE_BYTES] == done.traffic.cross_node_bytes == 0
+    assert moved[Attribute.BOUND_RATIO] == 1.0
+    metrics = exported_metrics(tmp_path)
+    assert {key[1] for key in metrics if key[0] == Metric.REALLOCATION_PHASE_SECONDS} == {
+        "preparing",
+        "transferring",
+        "verifying",
+        "committing",
+    }
+    by_kind = {
+        key[1]: value for key, value in metrics.items() if key[0] == Metric.REALLOCATED_BYTES
+    }
+    assert sum(by_kind.values()) == done.bytes
+    assert by_kind["local"] == done.traffic.local_bytes
+    assert by_kind["cross_device"] == done.traffic.cross_device_bytes
+    assert metrics[Metric.REALLOCATIONS, "committed"] == 1
+    assert metrics[Metric.REALLOCATION_BOUND_RATIO, ""] == 1.0
+    bandwidth = done.bytes / done.transfer_seconds
+    assert metrics[Metric.REALLOCATION_BANDWIDTH, ""] == pytest.approx(bandwidth)
+    assert metrics[Metric.REALLOCATION_SECONDS, ""] == pytest.approx(done.seconds)
+
+
+def exported_metrics(folder: Path) -> dict[tuple[str, str], float]:
+    """The last value (of a histogram the sum) by name and what tells its series apart."""
+    found: dict[tuple[str, str], float] = {}
+    for path in folder.glob("*.metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            for resource in json.loads(line)["resourceMetrics"]:
+                for scope in resource["scopeMetrics"]:
+                    for metric in scope["metrics"]:
+                        found |= dict(_points(metric))
+    return found
+
+
+def _points(metric: dict[str, Any]) -> Iterator[tuple[tuple[str, str], float]]:
+    (data,) = (metric[kind] for kind in ("sum", "gauge", "histogram") if kind in metric)
+    for point in data["dataPoints"]:
+        series = [
+            next(iter(attribute["value"].values()))
+            for attribute in point.get("attributes", ())
+            if attribute["key"] in (Attribute.PHASE, Attribute.BYTES_KIND, Attribute.OUTCOME)
+        ]
+        value = point.get("sum", point.get("asInt", point.get("asDouble")))
+        yield (metric["name"], "".join(series)), float(value)

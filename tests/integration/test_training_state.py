@@ -15,6 +15,7 @@ from realloc.core.errors import ReallocError
 from realloc.core.model import Head
 from services.trainer.engine import ModelSpec, TrainResult
 from tests.support.engine_ranks import (
+    OPTIMIZER,
     EngineRanks,
     call_settings,
     model_spec,
@@ -142,6 +143,29 @@ def test_a_model_that_has_not_trained_yet_is_saved_too(
     ranks.all(NUM_RANKS, "end_job")
     results, _ = resumed(ranks, NUM_RANKS, specs(source, "d2t2p1", empty=True), checkpoint)
     assert results == expected
+
+
+def test_frozen_parts_are_saved_too(ranks: EngineRanks, source: Path, tmp_path: Path) -> None:
+    """The optimizer knows nothing of them; a run that goes on has their weights all the same."""
+    optimizer = replace(OPTIMIZER, frozen=("model.embed_tokens", "model.layers.0"))
+
+    def pair(**more: Any) -> tuple[ModelSpec, ModelSpec]:
+        actor, critic = specs(source, "d2t2p1", **more)
+        return replace(actor, optimizer=optimizer), replace(critic, optimizer=optimizer)
+
+    start_job(ranks, NUM_RANKS)
+    for spec in pair():
+        ranks.all(NUM_RANKS, "create_model", spec)
+    steps(ranks, pair(), 0)
+    checkpoint = save_state(ranks, NUM_RANKS, tmp_path, pair(), STEPS)
+    expected = steps(ranks, pair(), STEPS)
+    weights = {spec.model_id: whole_weights(ranks, spec) for spec in pair()}
+    ranks.all(NUM_RANKS, "end_job")
+    results, found = resumed(ranks, NUM_RANKS, pair(empty=True), checkpoint)
+    assert results == expected
+    for model_id, tensors in weights.items():
+        for name, values in tensors.items():
+            np.testing.assert_array_equal(found[model_id][name], values, err_msg=name)
 
 
 def test_every_element_is_saved_once(straight: Any, source: Path) -> None:

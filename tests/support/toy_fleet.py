@@ -26,8 +26,8 @@ from tests.support.toy_shards import toy_canonical, toy_parameters, toy_replica,
 from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, member
 
 START_SECONDS = 60.0
-PHASES = ("prepare", "transfer", "transferred", "commit")
-"""Where a shard can halt: asked to prepare, to execute, after it executed, to commit."""
+PHASES = ("prepare", "digest", "transfer", "transferred", "commit")
+"""Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit."""
 
 
 class HaltingParty:
@@ -44,9 +44,13 @@ class HaltingParty:
         await self._gate.passes("prepare")
         await self._party.check(prepared)
 
-    async def execute(self, prepared: Any, sequence: int) -> Any:
+    async def digest(self, prepared: Any) -> Any:
+        await self._gate.passes("digest")
+        return await self._party.digest(prepared)
+
+    async def execute(self, prepared: Any) -> Any:
         await self._gate.passes("transfer")
-        reports = await self._party.execute(prepared, sequence)
+        reports = await self._party.execute(prepared)
         await self._gate.passes("transferred")
         return reports
 
@@ -98,6 +102,8 @@ async def _serve_shard(pipe: Connection, name: str, rank: int) -> None:
                 )
                 for key, value in new.items():
                     parameters[key].copy_(value)
+                assert shard.trainer is not None
+                shard.trainer.version = arguments[0]
                 pipe.send(("trained", arguments[0]))
             elif command == "read":
                 pipe.send(("held", {key: value.numpy() for key, value in parameters.items()}))

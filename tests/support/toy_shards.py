@@ -24,13 +24,13 @@ from realloc.reallocation.reference import fill
 from realloc.rpc.interception import Around
 from realloc.rpc.server import SERVER_OPTIONS
 from realloc.rpc.server_errors import translated_errors
-from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.transfer_service import TransferParty, TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.executor import TransferReport
 from services.generation.rollout_worker import RolloutWorker
 from services.generation.transfers import GenerationTransfers
 from services.generation.weight_receiver import WeightReceiver
+from services.trainer.model_locks import ModelLocks
 from services.trainer.transfers import TrainerTransfers
 
 HOST = "127.0.0.1"
@@ -72,6 +72,10 @@ class ToyTrainerEngine:
 
     def __init__(self, parameters: Parameters) -> None:
         self.held = parameters
+        self.version = 0
+
+    def weight_version(self, model_id: str) -> int:
+        return self.version
 
     def parameters(self, model_id: str) -> Parameters:
         return self.held
@@ -113,8 +117,9 @@ class ToyShard:
     address: str
     parameters: Parameters
     """Live."""
-    calls: OrderedCalls | None
-    """A trainer's order of calls."""
+    trainer: ToyTrainerEngine | None
+    """A trainer's engine."""
+    locks: ModelLocks
     weight_version: Any
     """Asks a replica's version."""
 
@@ -124,16 +129,20 @@ async def toy_trainer(
     name: str, parameters: Parameters, around: Any = lambda party: party
 ) -> AsyncIterator[ToyShard]:
     """Serve a trainer; `around` may wrap its party."""
-    engine, calls = ToyTrainerEngine(parameters), OrderedCalls(name)
+    engine, locks = ToyTrainerEngine(parameters), ModelLocks()
     endpoint = TransferEndpoint(HOST, name, device=_device(name))
-    party = TrainerTransfers(engine, endpoint, calls)  # type: ignore[arg-type]
+    party = TrainerTransfers(engine, endpoint, locks)  # type: ignore[arg-type]
     try:
         async with _served(around(party)) as address:
             yield ToyShard(
-                address=address, parameters=parameters, calls=calls, weight_version=lambda: 0
+                address=address,
+                parameters=parameters,
+                trainer=engine,
+                locks=locks,
+                weight_version=lambda: engine.version,
             )
     finally:
-        calls.close()
+        party.close()
         endpoint.close()
 
 
@@ -149,7 +158,8 @@ async def toy_replica(
             yield ToyShard(
                 address=address,
                 parameters=parameters,
-                calls=None,
+                trainer=None,
+                locks=ModelLocks(),
                 weight_version=lambda: engine.weight_version,
             )
     finally:

@@ -1,6 +1,6 @@
 """A param-store in the test's process, with toy shards around it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +61,6 @@ def order(version: int, **changes: Any) -> ReallocationOrder:
         model_id="actor",
         target=TARGET,
         weight_version=version,
-        sequences={},
         timeout_seconds=20.0,
     )
     return replace(plain, **changes)
@@ -90,6 +89,8 @@ class ToyStore:
     processes: Processes
     reallocator: Reallocator
     shards: dict[str, ToyShard]
+    calls: list[str]
+    """Methods that were called on shards, in order."""
 
     def train(self, version: int, frozen: Sequence[str] = ()) -> None:
         """Let the trainers hold a version."""
@@ -98,6 +99,7 @@ class ToyStore:
             new = toy_parameters(ARCHITECTURE, SOURCE.layout, rank, canonical)
             for key, value in new.items():
                 self.shards[name].parameters[key].copy_(value)
+        name_version(self.shards, version)
 
     def assert_serves(
         self, version: int | None, frozen: Sequence[str] = (), dtype: torch.dtype = torch.float32
@@ -112,6 +114,35 @@ class ToyStore:
     async def restarted(self) -> Reallocator:
         """Another param-store over the same store, as after a crash of the first."""
         return _reallocator(self.store, self.processes)
+
+
+class CountedProcesses(Processes):
+    """Notes every call of a shard."""
+
+    def __init__(self, members: Members, connect: Any) -> None:
+        super().__init__(members, connect)
+        self.calls: list[str] = []
+
+    def stub(self, member: Member) -> Any:
+        return _CountedStub(super().stub(member), self.calls)
+
+
+class _CountedStub:
+    def __init__(self, stub: Any, calls: list[str]) -> None:
+        self._stub = stub
+        self._calls = calls
+
+    def __getattr__(self, method: str) -> Any:
+        self._calls.append(method)
+        return getattr(self._stub, method)
+
+
+def name_version(shards: Mapping[str, ToyShard], version: int) -> None:
+    """Let the trainers call what they hold a version."""
+    for name in SOURCE.shards:
+        trainer = shards[name].trainer
+        assert trainer is not None
+        trainer.version = version
 
 
 def _reallocator(store: MemoryStore, processes: Processes) -> Reallocator:
@@ -136,7 +167,7 @@ async def toy_store(
         shards = await stack.enter_async_context(toy_shards(store, dtype, wrap, change))
         members = await stack.enter_async_context(Members(store))
         channels = await stack.enter_async_context(Channels())
-        processes = Processes(members, channels.get)
+        processes = CountedProcesses(members, channels.get)
         registry = Registry(store)
         await registry.register(MODEL)
         reallocator = _reallocator(store, processes)
@@ -147,6 +178,7 @@ async def toy_store(
             processes=processes,
             reallocator=reallocator,
             shards=shards,
+            calls=processes.calls,
         )
 
 

@@ -10,6 +10,7 @@ destinations receive.
 """
 
 import argparse
+import cProfile
 import os
 import platform
 import statistics
@@ -237,6 +238,20 @@ def reallocate(session: TransferSession, index: int, digests: bool) -> TransferR
     )
 
 
+def profile(session: TransferSession, index: int, digests: bool) -> list[tuple[str, float]]:
+    """Milliseconds of a reallocation, and in the functions that took longest by themselves."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    report = reallocate(session, index, digests)
+    profiler.disable()
+    entries = sorted(profiler.getstats(), key=lambda entry: -entry.inlinetime)
+    named = [
+        (getattr(entry.code, "co_name", str(entry.code)).split(" of ")[0], 1e3 * entry.inlinetime)
+        for entry in entries[:6]
+    ]
+    return [("all", 1e3 * report.seconds), *named]
+
+
 def raw(session: TransferSession, index: int, size_bytes: int) -> float:
     """Half of the endpoints send, the others receive; seconds for size_bytes each."""
     shard = SHARD[0]
@@ -361,6 +376,12 @@ def measure(
     report(f"{name}, with digests", median_rate(total, digested), reference_name, rate)
 
 
+def show_steps(of_endpoints: Sequence[list[tuple[str, float]]]) -> None:
+    """What the host of each endpoint did, profiled, which itself takes time."""
+    for index, steps in enumerate(of_endpoints):
+        print(f"  endpoint {index}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in steps))
+
+
 def bench_cuda(model: ModelArchitecture, repeats: int) -> None:
     print(f"{torch.cuda.get_device_name(0)}, bfloat16")
     for how, count, pair in CUDA_PAIRS:
@@ -393,6 +414,12 @@ def bench_cuda(model: ModelArchitecture, repeats: int) -> None:
             alone = [ranks.run(digest_on_gpu, [()], timeout_seconds=TIMEOUT)[0] for _ in range(3)]
             rate = median_rate(alone[0][0], [seconds for _, seconds in alone])
             print(f"digests of one side alone: {rate:.0f} GB/s")
+        for digests in (False, True):
+            arguments = [
+                (session(ports, f"cuda-{count}", "bfloat16"), index, digests)
+                for index in range(count)
+            ]
+            show_steps(ranks.run(profile, arguments, timeout_seconds=TIMEOUT))
         ranks.run(close_shard, [()] * count, timeout_seconds=TIMEOUT)
         ranks.close()
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from statistics import median
 
 from rich.table import Column, Table
 
-from realloc.core.job import IterationReport, Job
+from realloc.core.job import IterationReport, Job, StageReport
 from realloc.core.plan import ExecutionPlan
 
 
@@ -77,23 +78,41 @@ def plan_table(plan: ExecutionPlan) -> Table:
 
 
 def stages_table(reports: Sequence[IterationReport]) -> Table:
-    """Predicted and measured seconds per stage; the measured ones are medians."""
-    table = Table("stage", "predicted s", "measured s", "ratio", title="seconds per iteration")
-    for name, predicted, measured in stage_medians(reports):
-        ratio = f"{measured / predicted:.2f}" if predicted else "-"
-        table.add_row(name, f"{predicted:.3f}", f"{measured:.3f}", ratio)
+    """Seconds per stage, medians over the iterations, and how far off the predictions are.
+
+    Each iteration is predicted from those before it, of this and of earlier jobs.
+    """
+    table = Table(
+        "stage", "model s", "off by", "predicted s", "off by", "measured s", title="per iteration"
+    )
+    for stage in stage_medians(reports):
+        table.add_row(
+            stage.name,
+            f"{stage.model_seconds:.3f}",
+            _off_by(stage.model_seconds, stage.measured_seconds),
+            f"{stage.predicted_seconds:.3f}",
+            _off_by(stage.predicted_seconds, stage.measured_seconds),
+            f"{stage.measured_seconds:.3f}",
+        )
     return table
 
 
-def stage_medians(reports: Sequence[IterationReport]) -> list[tuple[str, float, float]]:
-    """Per stage its name, predicted seconds and the median of the measured seconds."""
-    measured: dict[str, list[float]] = {}
-    predicted: dict[str, float] = {}
+def _off_by(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.0f} %" if predicted and measured else "-"
+
+
+def stage_medians(reports: Sequence[IterationReport]) -> list[StageReport]:
+    """Of each stage the medians over the iterations that had it."""
+    stages: dict[str, list[StageReport]] = {}
     for report in reports:
         for stage in report.stages:
-            measured.setdefault(stage.name, []).append(stage.measured_seconds)
-            predicted[stage.name] = stage.predicted_seconds
+            stages.setdefault(stage.name, []).append(stage)
     return [
-        (name, predicted[name], sorted(seconds)[len(seconds) // 2])
-        for name, seconds in measured.items()
+        StageReport(
+            name=name,
+            model_seconds=median(each.model_seconds for each in found),
+            predicted_seconds=median(each.predicted_seconds for each in found),
+            measured_seconds=median(each.measured_seconds for each in found),
+        )
+        for name, found in stages.items()
     ]

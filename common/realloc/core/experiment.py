@@ -108,6 +108,13 @@ class Experiment:
     call_timeout_seconds: float = 600.0
     """Deadline of one function call."""
 
+    def evaluates_after(self, iteration: int) -> bool:
+        """True where held-out prompts are answered once an iteration has ended."""
+        if self.evaluation is None:
+            return False
+        every = self.evaluation.every
+        return iteration == self.iterations or bool(every and iteration % every == 0)
+
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong with the values themselves; files are not looked at."""
         return tuple(_problems(self))

@@ -77,8 +77,11 @@ class StageReport:
 
     name: str
     """Name of the call, or ``reallocate:MODEL``."""
-    predicted_seconds: float
+    model_seconds: float
+    """What the cost model says, before anything was measured."""
     measured_seconds: float
+    predicted_seconds: float = 0.0
+    """The model's seconds, corrected by the iterations before this one, of any job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

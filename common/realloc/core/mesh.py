@@ -98,6 +98,7 @@ def from_labels(labels: Mapping[str, str]) -> Cluster:
             devices_per_node=int(labels["cluster/devices_per_node"]),
             device_kind=labels["cluster/device_kind"],
             device_memory_bytes=int(labels["cluster/device_memory_bytes"]),
+            network_gigabits=float(labels["cluster/network_gigabits"]),
         )
     except (KeyError, ValueError) as error:
         raise InvalidInput.at("labels", f"do not describe a cluster: {error}") from None

@@ -22,6 +22,9 @@ class OptimizerSettings:
     """Added to the denominator of Adam's step."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns clipping off."""
+    frozen: tuple[str, ...] = ()
+    """Tensors that keep their weights, or parts of the model, by Hugging Face name:
+    ``model.embed_tokens``, ``model.layers.0``. They are not sent to generation again either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ The parts are derived in docs/cost-model.md: `training` and `layers` for passes 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
@@ -20,10 +20,12 @@ from realloc.cost.memory import (
     gradient_bytes,
     inference_activation_bytes,
     optimizer_bytes,
+    prefill_activation_bytes,
     total_weight_bytes,
     training_activation_bytes,
     weight_bytes,
 )
+from realloc.cost.memory_parts import MemoryParts
 from realloc.cost.model_size import num_parameters
 from realloc.cost.training import TrainingStyle, forward_seconds, step_seconds
 from realloc.dataflow.graph import CallKind
@@ -91,6 +93,8 @@ class CallCost:
     """On each device while the plan is in force: weights, optimizer states."""
     active_bytes: int
     """Further bytes while the call runs: activations, gradients, cache."""
+    parts: MemoryParts = field(default_factory=MemoryParts)
+    """What resident and active bytes are for."""
     host_bytes: int = 0
     """In the host's memory for each device between calls, where something is offloaded."""
 
@@ -147,8 +151,9 @@ def batch_seconds(workload: Workload, hardware: Hardware) -> float:
     return workload.num_tokens * _FIELD_BYTES / network_bytes_per_second(hardware)
 
 
-def _style(workload: Workload, choices: CallChoices) -> TrainingStyle:
+def _style(workload: Workload, choices: CallChoices, hardware: Hardware) -> TrainingStyle:
     return TrainingStyle(
+        fused_kernels=hardware.fused_kernels,
         element_bytes=workload.element_bytes,
         recompute=choices.recompute,
         reduction=choices.reduction,
@@ -183,7 +188,7 @@ def _train(
     hardware: Hardware,
     choices: CallChoices,
 ) -> CallCost:
-    style = _style(workload, choices)
+    style = _style(workload, choices, hardware)
     rows = workload.num_rows * workload.num_epochs / workload.num_steps
     split = _split(workload, strategy, rows)
     step = step_seconds(
@@ -200,7 +205,12 @@ def _train(
         style,
         selected_share=workload.selected_share,
     )
-    frame = frame_seconds(split.num_micro_batches, rows / strategy.data, CallKind.TRAIN, hardware)
+    frame = frame_seconds(
+        split.num_micro_batches,
+        rows / strategy.data,
+        hardware,
+        target_tokens=workload.response_tokens,
+    )
     seconds = workload.num_steps * (step + frame)
     if choices.offload:
         # In before the first step and out after the last; gradients live within the call.
@@ -208,10 +218,17 @@ def _train(
         active += gradients + states
     else:
         resident += gradients + states
+    parts = MemoryParts(
+        weights=math.ceil(resident if choices.offload else resident - gradients - states),
+        gradients=math.ceil(gradients),
+        optimizer=math.ceil(states),
+        activations=math.ceil(active - (gradients + states if choices.offload else 0)),
+    )
     return CallCost(
         seconds=_framed(seconds, workload, hardware),
         resident_bytes=math.ceil(resident),
         active_bytes=math.ceil(active),
+        parts=parts,
         host_bytes=math.ceil(states) if choices.offload else 0,
     )
 
@@ -223,13 +240,13 @@ def _infer(
     hardware: Hardware,
     choices: CallChoices,
 ) -> CallCost:
-    style = replace(_style(workload, choices), recompute=False)
+    style = replace(_style(workload, choices, hardware), recompute=False)
     split = _split(workload, strategy, workload.num_rows)
     seconds = forward_seconds(
         architecture, strategy, split.micro_batch, split.num_micro_batches, style, hardware
     )
     rows = workload.num_rows / strategy.data
-    seconds += frame_seconds(split.num_micro_batches, rows, CallKind.INFERENCE, hardware)
+    seconds += frame_seconds(split.num_micro_batches, rows, hardware)
     active = inference_activation_bytes(
         architecture,
         strategy,
@@ -238,6 +255,7 @@ def _infer(
         selected_share=workload.selected_share,
     )
     weights = weight_bytes(architecture, strategy, style.element_bytes)
+    parts = MemoryParts(weights=math.ceil(weights), activations=math.ceil(active))
     if choices.offload:  # frozen weights come in and are dropped: the host's copy stays true
         seconds += host_copy_seconds(weights, hardware)
         active += weights
@@ -245,6 +263,7 @@ def _infer(
         seconds=_framed(seconds, workload, hardware),
         resident_bytes=0 if choices.offload else math.ceil(weights),
         active_bytes=math.ceil(active),
+        parts=parts,
         host_bytes=math.ceil(weights) if choices.offload else 0,
     )
 
@@ -267,23 +286,41 @@ def _generate(
     # A shadow copy of the weights stands beside the live ones while they are replaced.
     per_token = cache_bytes_per_token(architecture, strategy.tensor, workload.element_bytes)
     row = per_token * workload.tokens_per_row
-    room = _CACHE_SHARE * (memory_bytes - hardware.reserved_bytes) - 2 * weights
+    together = min(rows, hardware.decode_rows)
+    tokens = min(together * workload.prompt_tokens, hardware.prefill_tokens)
+    activations = prefill_activation_bytes(
+        architecture, strategy, together, max(tokens, together), workload.element_bytes
+    )
+    room = _CACHE_SHARE * (memory_bytes - hardware.reserved_bytes) - 2 * weights - activations
     cache = min(rows * row, max(room, row))
     seconds = generation_seconds(replica, rows, workload.prompt_tokens, workload.lengths, cache)
     return CallCost(
         seconds=_framed(seconds, workload, hardware),
         resident_bytes=math.ceil(2 * weights),
-        active_bytes=math.ceil(cache),
+        active_bytes=math.ceil(cache + activations),
+        parts=MemoryParts(
+            weights=math.ceil(weights),
+            shadow=math.ceil(weights),
+            cache=math.ceil(cache),
+            activations=math.ceil(activations),
+        ),
     )
 
 
-def frame_seconds(num_micro_batches: int, rows: float, kind: CallKind, hardware: Hardware) -> float:
-    """Host time of the trainer's code around its passes, for a data rank's rows."""
+def frame_seconds(
+    num_micro_batches: int, rows: float, hardware: Hardware, *, target_tokens: float = 0.0
+) -> float:
+    """Host time of the trainer's code around its passes, for a data rank's rows.
+
+    Args:
+        target_tokens: of the longest response whose advantages are computed; 0 for none.
+    """
     reach = hardware.efficiency
-    per_row = reach.frame_row_seconds
-    if kind is CallKind.TRAIN:
-        per_row += reach.target_row_seconds
-    return num_micro_batches * reach.frame_seconds + rows * per_row
+    return (
+        num_micro_batches * reach.frame_seconds
+        + rows * reach.frame_row_seconds
+        + target_tokens * reach.target_token_seconds
+    )
 
 
 def _framed(seconds: float, workload: Workload, hardware: Hardware) -> float:

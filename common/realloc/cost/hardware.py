@@ -66,8 +66,9 @@ class Efficiency:
     """Fixed time of a micro-batch in the trainer's calls beside its passes: schedule, packing."""
     frame_row_seconds: float
     """Host time of a row in them: cutting, packing, and joining its results."""
-    target_row_seconds: float
-    """Further host time of a row in a train call: its advantages and returns."""
+    target_token_seconds: float
+    """Further host time of a mini-batch for each token of its longest response: advantages are
+    computed backwards token by token, over all rows at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,12 @@ class Hardware:
     """Of the network's peak, by large NCCL messages (nccl-tests on HDR and NDR: 0.75–0.9)."""
     reduction_passes: float = 3.7
     """Memory traffic of an all-reduce in multiples of its bytes: see `realloc.cost.links`."""
+    fused_kernels: bool = True
+    """Layers run as fused kernels there; on CPUs they are plain torch."""
+    trainer_process_bytes: int = 0
+    """Of a trainer process before it has a model, where it shares the devices' memory."""
+    engine_process_bytes: int = 0
+    """Of a generation process, likewise."""
     prefill_tokens: int = 8192
     """Tokens that an engine prefills at once (vLLM's `max_num_batched_tokens`)."""
     decode_rows: int = 1024
@@ -129,6 +136,15 @@ class Hardware:
         """The same devices, so many to a node."""
         return replace(self, devices_per_node=devices_per_node)
 
+    def in_cluster(self, cluster: Cluster) -> "Hardware":
+        """The same devices in a cluster's nodes and on its network.
+
+        Raises:
+            InvalidInput: as `with_network`.
+        """
+        there = self.with_node_size(cluster.devices_per_node)
+        return there.with_network(cluster.network_gigabits) if cluster.network_gigabits else there
+
 
 # Fitted by tools/predict_iterations.py to 720 of 1,440 iterations of Megatron-DeepSpeed on up
 # to 8 A100 (vTrain, arXiv 2312.12391), with `matrix` held near 0.75, which the iteration times
@@ -149,12 +165,21 @@ _CUDA = Efficiency(
     prefill_row_seconds=1e-4,
     frame_seconds=1e-3,
     frame_row_seconds=1e-5,
-    target_row_seconds=1e-5,
+    target_token_seconds=3.2e-5,
 )
-# Host-bound parts of newer machines with newer frameworks: half of the 2022 stack's launches.
-# Hopper reaches less of its peak, being limited by power: 0.6–0.7 for large bf16 products
-# (cuBLAS figures in FlashAttention-3, arXiv 2407.08608, section 4; DeepSeek-V3, 2412.19437).
-_HOPPER = replace(_CUDA, matrix=0.65, forward_launch_seconds=0.3e-3, backward_launch_seconds=0.8e-3)
+# Fitted to this trainer's layers on one H100 (docs/benchmarks/cost-model.md). Hopper reaches less
+# of its peak, being limited by power: 0.6–0.7 for large bf16 products also elsewhere (cuBLAS
+# in FlashAttention-3, arXiv 2407.08608, section 4; DeepSeek-V3, 2412.19437).
+_HOPPER = replace(
+    _CUDA,
+    matrix=0.66,
+    memory=0.85,
+    forward_launch_seconds=1.25e-3,
+    backward_launch_seconds=1.05e-3,
+    head_seconds=1.9e-3,
+    frame_seconds=1.5e-3,
+    frame_row_seconds=2e-5,
+)
 # nccl-tests' tables of vTrain for NVSwitch of the A100: 36 µs + 5.3 µs per rank.
 _NVSWITCH = Link(bytes_per_second=300e9, latency_seconds=36e-6, latency_seconds_per_rank=5.3e-6)
 _INFINIBAND = Link(
@@ -218,11 +243,14 @@ _CPU = Hardware(
         prefill_row_seconds=2e-4,
         frame_seconds=2e-3,
         frame_row_seconds=2e-5,
-        target_row_seconds=5e-5,
+        target_token_seconds=6e-5,
     ),
     call_overhead_seconds=0.03,
     network_efficiency=1.0,
     reduction_passes=2.0,
+    fused_kernels=False,
+    trainer_process_bytes=430_000_000,  # measured: Python, torch, Megatron-core, gloo
+    engine_process_bytes=670_000_000,  # measured: Python, torch, vLLM with a tiny model
     prefill_tokens=4096,  # vLLM's defaults on CPUs
     decode_rows=256,
 )
@@ -276,11 +304,3 @@ def hardware_of(device_kind: str) -> Hardware:
         known = ", ".join(sorted(HARDWARE))
         raise InvalidInput.at("cluster.device_kind", f"{device_kind!r} is unknown; known: {known}")
     return HARDWARE[device_kind]
-
-
-def hardware_in(cluster: Cluster) -> Hardware:
-    """The devices of a cluster, in its nodes and on its network."""
-    hardware = hardware_of(cluster.device_kind).with_node_size(cluster.devices_per_node)
-    if not cluster.network_gigabits:
-        return hardware
-    return hardware.with_network(cluster.network_gigabits)

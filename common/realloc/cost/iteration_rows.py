@@ -2,12 +2,15 @@
 
 The format is vTrain's (arXiv 2312.12391): GPUs, global batch, micro batch, hidden size,
 attention heads, layers, sequence length, tensor, data and pipeline degree, and, where it was
-measured, the iteration in milliseconds; a first line of names may stand above. The models are
-GPTs with a feed-forward block of 4 × hidden and 50,257 words, trained by Megatron-DeepSpeed in
+measured, the iteration in milliseconds; or another order, which a first line names. The models
+are GPTs with a feed-forward block of 4 × hidden and 50,257 words, trained by Megatron-DeepSpeed in
 float16 with full recomputation, 1F1B and gradients all-reduced behind the last micro-batch.
 """
 
 import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,25 +109,68 @@ _FIELDS = (
     "data",
     "pipeline",
 )
+_TIME = "measured_ms"
+_MILLISECONDS = {
+    "ms": 1.0,
+    "milliseconds": 1.0,
+    "s": 1e3,
+    "sec": 1e3,
+    "seconds": 1e3,
+    "us": 1e-3,
+    "ns": 1e-6,
+}
+_NAMES = {
+    "gpus": ("numgpus", "ngpus", "numberofgpus", "worldsize"),
+    "global_batch": ("globalbatch", "globalbatchsize", "batchsize", "gbs"),
+    "micro_batch": ("microbatch", "microbatchsize", "mbs"),
+    "hidden_size": ("hiddensize", "hidden"),
+    "attention_heads": ("attentionheads", "numattentionheads", "numheads", "heads"),
+    "layers": ("numlayers", "numberoflayers"),
+    "sequence_length": ("sequencelength", "seqlength", "seqlen", "sequence"),
+    "tensor": ("tensorparallelism", "tensorparallel", "tensordegree", "tp", "t"),
+    "data": ("dataparallelism", "dataparallel", "datadegree", "dp", "d"),
+    "pipeline": ("pipelineparallelism", "pipelineparallel", "pipelinedegree", "pp", "p"),
+    _TIME: ("iterationtime", "iteration", "time", "measured", "latency", *_MILLISECONDS),
+}
+"""What headings call a field, in small letters and digits, without a unit in brackets."""
+_COUNT_AS_NAMED = 5
+"""A first line is a heading of columns if it names so many fields; else their order is ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Where each field stands, and the milliseconds of one unit of time."""
+
+    places: Mapping[str, int]
+    milliseconds: float = 1.0
+
+
+_OUR_ORDER = _Columns(places={name: at for at, name in enumerate((*_FIELDS, _TIME))})
 
 
 def read_rows(path: Path) -> tuple[IterationRow, ...]:
-    """Read a CSV file; the milliseconds may be missing.
+    """Read a CSV file; times may be missing. Columns stand in vTrain's order, or in any that a
+    first line names; a unit in brackets behind the time's name is heeded.
 
     Raises:
         InvalidInput: the file cannot be read, or lines that are no rows; all at once.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [(file_line, cells) for file_line, cells in enumerate(csv.reader(file), 1)]
-    except OSError as error:
-        raise InvalidInput.at(str(path), f"cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput.at(str(path), f"cannot be read: {reason}") from error
     rows: list[IterationRow] = []
     problems: list[Problem] = []
+    columns = _OUR_ORDER
     for number, cells in lines:
-        if not cells or _is_heading(number, cells):
+        if not any(cell.strip() for cell in cells):
             continue
-        row = _parse(cells)
+        if _is_heading(number, cells):
+            columns = _named_columns(path, cells) or columns
+            continue
+        row = _parse(cells, columns)
         if isinstance(row, IterationRow):
             rows.append(row)
         else:
@@ -133,26 +179,52 @@ def read_rows(path: Path) -> tuple[IterationRow, ...]:
     return tuple(rows)
 
 
+def _named_columns(path: Path, cells: Sequence[str]) -> _Columns | None:
+    """The columns that a heading names; None where it is a comment."""
+    fields = {alias: name for name, aliases in _NAMES.items() for alias in (name, *aliases)}
+    fields |= {name.replace("_", ""): name for name in _NAMES}
+    places: dict[str, int] = {}
+    milliseconds = 1.0
+    for at, cell in enumerate(cells):
+        text, _, unit = cell.lower().lstrip(" #").partition("(")
+        plain = re.sub(r"[^a-z0-9]", "", text)
+        for suffix in ("ms", "seconds", "s") if plain.startswith(("iterationtime", "time")) else ():
+            if not unit and plain.endswith(suffix) and plain.removesuffix(suffix) in fields:
+                plain, unit = plain.removesuffix(suffix), suffix
+        name = fields.get(plain)
+        if name is not None and name not in places:
+            places[name] = at
+            if name == _TIME:
+                milliseconds = _MILLISECONDS.get(unit.strip(" ).") or plain, 1.0)
+    if len(places) < _COUNT_AS_NAMED:
+        return None
+    if missing := [name for name in _FIELDS if name not in places]:
+        raise InvalidInput.at(str(path), f"has a heading without {', '.join(missing)}")
+    return _Columns(places=places, milliseconds=milliseconds)
+
+
 def _is_heading(number: int, cells: list[str]) -> bool:
     return cells[0].lstrip().startswith("#") or (number == 1 and not _is_number(cells[0]))
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
-def _parse(cells: list[str]) -> IterationRow | str:
+def _parse(cells: list[str], columns: _Columns) -> IterationRow | str:
     """A row, or what is wrong with it."""
-    if len(cells) < len(_FIELDS):
-        return f"has {len(cells)} columns and needs {len(_FIELDS)}, with milliseconds one more"
-    if not all(_is_number(cell) for cell in cells[: len(_FIELDS)]):
+    needed = 1 + max(columns.places[name] for name in _FIELDS)
+    if len(cells) < needed:
+        return f"has {len(cells)} columns and needs {needed}, with milliseconds one more"
+    found = {name: cells[columns.places[name]] for name in _FIELDS}
+    if not all(map(_is_number, found.values())):
         return "has a cell that is no number"
-    values = {name: int(float(cell)) for name, cell in zip(_FIELDS, cells, strict=False)}
+    values = {name: int(float(cell)) for name, cell in found.items()}
     if min(values.values()) < 1:
         return "has a cell below 1"
-    measured = cells[len(_FIELDS)] if len(cells) > len(_FIELDS) else ""
-    return IterationRow(**values, measured_ms=float(measured) if _is_number(measured) else None)
+    at = columns.places.get(_TIME, len(cells))
+    time = float(cells[at]) if at < len(cells) and _is_number(cells[at]) else 0.0
+    return IterationRow(**values, measured_ms=columns.milliseconds * time or None)

@@ -29,6 +29,8 @@ from realloc.cost.ratios import Work
 
 _LAUNCH_OVERLAP = 3.0
 """Exponent p of (device^p + host^p)^(1/p): at equal times a pass takes 1.26 of either."""
+_HEAD_FORWARD_SHARE = 4.0
+"""A loss and its backward pass are several times as many kernels as log-probabilities alone."""
 _FUSED_SOFTMAX_LENGTH = 2048
 _FUSED_SOFTMAX_BATCH = 4
 """Megatron's fused softmax takes rows up to this length, batches that this divides."""
@@ -193,9 +195,11 @@ def head_passes(
     hidden = all_reduce_seconds(group, execution.element_bytes * n * a.hidden_size, hardware)
     weights = 3 * execution.element_bytes * width * a.hidden_size
     # Logits to float32, shifted, exponentiated, summed, divided; and back: some 50 bytes each.
-    forward = _product_seconds(product, execution, hardware) + 30 * n * width * per_byte + fixed
+    forward = _product_seconds(product, execution, hardware) + 30 * n * width * per_byte
     backward = _backward_seconds(product, execution, hardware)
-    backward += (20 * n * width + weights) * per_byte + fixed
+    backward += (20 * n * width + weights) * per_byte
+    forward = _beside(forward, fixed / _HEAD_FORWARD_SHARE)
+    backward = _beside(backward, fixed)
     size, shape = (tokens.rows, tokens.length / execution.context), head_shape(a, execution)
     both = (forward + backward) * hardware.ratios.ratio(Work.HEAD_TRAIN, shape, *size)
     forward *= hardware.ratios.ratio(Work.HEAD_FORWARD, shape, *size)

@@ -13,6 +13,7 @@ from realloc.core.strategy import ParallelStrategy
 from realloc.cost.choices import GradientReduction
 from realloc.cost.layers import Tokens
 from realloc.cost.model_size import (
+    embedding_parameters,
     mlp_matrices,
     num_parameters,
     stage_expert_parameters,
@@ -80,7 +81,8 @@ def training_activation_bytes(
     *,
     selected_share: float = 1.0,
 ) -> float:
-    """Activations on the first stage at its fullest, and the logits of the last.
+    """Activations on the first stage at its fullest, the logits of the last, and one weight's
+    gradient before it is added to the buffer.
 
     Args:
         selected_share: of the tokens, those whose logits are computed.
@@ -100,7 +102,8 @@ def training_activation_bytes(
     else:
         held_bytes = held * layers * layer
     logits = _logit_bytes(architecture, strategy, selected_share * micro_batch.count)
-    return held_bytes + logits if strategy.pipeline == 1 else max(held_bytes, logits)
+    alone = held_bytes + logits if strategy.pipeline == 1 else max(held_bytes, logits)
+    return alone + style.element_bytes * _largest_weight(architecture, strategy)
 
 
 def inference_activation_bytes(
@@ -111,9 +114,9 @@ def inference_activation_bytes(
     *,
     selected_share: float = 1.0,
 ) -> float:
-    """One layer's activations and the logits."""
-    layer = _layer_bytes(architecture, strategy, micro_batch, style)
-    return layer + _logit_bytes(architecture, strategy, selected_share * micro_batch.count)
+    """Of one layer what lives at once, at its feed-forward block, or else the logits."""
+    layer = _passing_bytes(architecture, strategy, micro_batch.count, style.element_bytes)
+    return max(layer, _logit_bytes(architecture, strategy, selected_share * micro_batch.count))
 
 
 def cache_bytes_per_token(
@@ -135,16 +138,65 @@ def _layer_bytes(
     micro_batch: Tokens,
     style: TrainingStyle,
 ) -> float:
-    """What one layer keeps of one micro-batch."""
+    """What one layer keeps of one micro-batch for its backward pass.
+
+    Of fused kernels: inputs of norms and products, queries, keys, values, attention's output.
+    Plain torch keeps besides: both dropouts' masks, queries and keys before they are rotated,
+    attention's output in another order, and keys and values repeated for their query heads.
+    """
     a, t = architecture, strategy.tensor
-    outside = 4 * a.hidden_size / (t if style.sequence_parallel else 1)
+    outside: float = 4 * a.hidden_size
     heads = 2 * (a.query_size + a.key_value_size)
+    if not style.fused_kernels:
+        outside += 2 * a.hidden_size
+        heads += 2 * a.query_size + a.key_value_size
+        if a.key_value_size < a.query_size:
+            heads += 2 * (a.query_size - a.key_value_size)
+    outside /= t if style.sequence_parallel else 1
+    tokens = micro_batch.count / strategy.context
+    return style.element_bytes * tokens * (outside + (heads + _wide(a, style)) / t)
+
+
+def _wide(architecture: ModelArchitecture, style: TrainingStyle) -> float:
+    """Elements that the feed-forward block keeps per token: what the down projection reads, and
+    of a gate both its inputs; plain torch keeps the activation's output, too."""
+    a = architecture
     width = a.intermediate_size
     if a.num_experts:
         width = a.expert_intermediate_size * a.experts_per_token
-    wide = mlp_matrices(a) * width
-    tokens = micro_batch.count / strategy.context
-    return style.element_bytes * tokens * (outside + (heads + wide) / t)
+    if mlp_matrices(a) == 2:
+        return 2 * width
+    return (3 if style.fused_kernels else 4) * width
+
+
+def _passing_bytes(
+    architecture: ModelArchitecture, strategy: ParallelStrategy, tokens: float, element_bytes: int
+) -> float:
+    """Largest bytes that live at once while tokens pass a layer and nothing is kept."""
+    a, t = architecture, strategy.tensor
+    plain = TrainingStyle(element_bytes=element_bytes, fused_kernels=False)
+    elements = 2 * a.hidden_size + _wide(a, plain) / t
+    return element_bytes * tokens / strategy.context * elements
+
+
+def _largest_weight(architecture: ModelArchitecture, strategy: ParallelStrategy) -> float:
+    """Elements of a rank's largest matrix: an embedding's, or a gate with its up projection."""
+    a = architecture
+    width = a.expert_intermediate_size if a.num_experts else a.intermediate_size
+    wide = (mlp_matrices(a) - 1) * a.hidden_size * width
+    return max(embedding_parameters(a), wide) / strategy.tensor
+
+
+def prefill_activation_bytes(
+    architecture: ModelArchitecture,
+    strategy: ParallelStrategy,
+    rows: float,
+    tokens: float,
+    element_bytes: int,
+) -> float:
+    """One layer's activations of an engine's largest step, and the logits of its rows."""
+    layer = _passing_bytes(architecture, strategy, tokens, element_bytes)
+    return max(layer, _logit_bytes(architecture, strategy, rows))
 
 
 def _logit_bytes(

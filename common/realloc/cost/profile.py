@@ -24,7 +24,6 @@ from realloc.cost.layers import (
 )
 from realloc.cost.ratios import Work
 from realloc.cost.training import update_seconds
-from realloc.dataflow.graph import CallKind
 
 
 class LinkKind(Enum):
@@ -114,9 +113,9 @@ def estimated_seconds(sample: Sample, profile: Profile, hardware: Hardware) -> f
         case Work.STEP:
             return update_seconds(sample.rows, sample.element_bytes, hardware)
         case Work.INFERENCE_FRAME:
-            return frame_seconds(1, sample.rows, CallKind.INFERENCE, hardware)
+            return frame_seconds(1, sample.rows, hardware)
         case Work.TRAIN_FRAME:
-            return frame_seconds(1, sample.rows, CallKind.TRAIN, hardware)
+            return frame_seconds(1, sample.rows, hardware, target_tokens=sample.length)
     replica = Replica(
         architecture=model, tensor=1, element_bytes=sample.element_bytes, hardware=hardware
     )

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from realloc.core.errors import InvalidInput
 from realloc.cost.hardware import Hardware, Link, hardware_of
 from realloc.cost.least_squares import least_squares
 from realloc.cost.links import Group, all_reduce_seconds
@@ -18,6 +20,7 @@ from realloc.cost.profile import (
     estimated_seconds,
     sample_shape,
 )
+from realloc.cost.profile_file import read_profile
 from realloc.cost.ratios import Ratio, RatioTable, Work
 
 Floats = NDArray[np.float64]
@@ -30,13 +33,15 @@ _FITTED = {
     Work.HEAD_TRAIN: _TRAINER,
     Work.STEP: ("step_seconds",),
     Work.INFERENCE_FRAME: ("frame_seconds", "frame_row_seconds"),
-    Work.TRAIN_FRAME: ("frame_seconds", "frame_row_seconds", "target_row_seconds"),
+    Work.TRAIN_FRAME: ("frame_seconds", "frame_row_seconds", "target_token_seconds"),
     Work.PREFILL: ("decode_step_seconds", "prefill_row_seconds"),
     Work.DECODE: ("decode_layer_seconds", "decode_step_seconds", "decode_row_seconds"),
 }
 """Efficiencies that each kind of work tells of."""
-_PRIOR_DEVIATION = 1.5
-"""How far, in logarithms, an efficiency may easily lie from its preset: a profile has the say."""
+_PRIOR_DEVIATIONS = {"matrix": 0.5, "memory": 0.2}
+_OTHER_DEVIATION = 1.5
+"""How far, in logarithms, an efficiency may easily lie from its preset. A profile has the say,
+but it tells products and memory traffic of a layer apart only by their growth with its size."""
 _SAMPLE_DEVIATION = 0.2
 _ROUNDS = 3
 _LEAST_RESIDUAL = 0.05
@@ -81,11 +86,29 @@ def fit_profile(profile: Profile) -> ProfileFit:
     )
 
 
+def profiled_hardware(device_kind: str, path: str = "") -> Hardware:
+    """The hardware of a device kind: as a profile's file has it, or the preset without one.
+
+    Raises:
+        InvalidInput: an unknown kind, an unreadable file, or a profile of another kind.
+    """
+    preset = hardware_of(device_kind)
+    if not path:
+        return preset
+    profile = read_profile(Path(path))
+    if hardware_of(profile.preset) is not preset:
+        raise InvalidInput.at(
+            "profile", f"{path} is of {profile.preset} and the cluster has {device_kind}"
+        )
+    return fit_profile(profile).hardware
+
+
 def _with_efficiencies(profile: Profile, preset: Hardware) -> Hardware:
     names = sorted({name for sample in profile.samples for name in _FITTED[sample.work]})
     if not names:
         return preset
     start: Floats = np.log([getattr(preset.efficiency, name) for name in names])
+    deviations = np.array([_PRIOR_DEVIATIONS.get(name, _OTHER_DEVIATION) for name in names])
     measured = np.log([max(s.seconds, _LEAST_SECONDS) for s in profile.samples])
 
     def hardware(logs: Floats) -> Hardware:
@@ -104,7 +127,7 @@ def _with_efficiencies(profile: Profile, preset: Hardware) -> Hardware:
         scale = np.sqrt(weights) / _SAMPLE_DEVIATION
 
         def residuals(logs: Floats, scale: Floats = scale) -> Floats:
-            prior = (logs - start) / _PRIOR_DEVIATION
+            prior = (logs - start) / deviations
             return np.concatenate([misses(logs) * scale, prior])
 
         logs = least_squares(residuals, logs, steps=12)

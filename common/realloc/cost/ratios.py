@@ -29,7 +29,8 @@ class Work(Enum):
     STEP = "step"
     """An optimizer step; its rows are parameters, its length is 1."""
     INFERENCE_FRAME = "inference_frame"
-    """An inference call of the trainer without its model's passes."""
+    """An inference call of the trainer without its model's passes; its length is the
+    response's, as that of the next."""
     TRAIN_FRAME = "train_frame"
     """A train call without passes and steps."""
     PREFILL = "prefill"

@@ -48,6 +48,8 @@ class TrainingStyle:
     reduction: GradientReduction = GradientReduction.SHARDED
     attention: Attention = Attention.FLASH
     sequence_parallel: bool = False
+    fused_kernels: bool = True
+    """Layers run as fused kernels, which keep fewer activations; else plain torch."""
     selected_share: float = 1.0
     """Of the tokens, those whose logits are computed."""
     split_messages: bool = True
@@ -151,8 +153,13 @@ def _message(
     hidden = micro_batch.count / strategy.context * architecture.hidden_size * style.element_bytes
     if style.split_messages:
         hidden /= strategy.tensor
-    crosses = strategy.num_ranks > hardware.devices_per_node
-    return message_seconds(hidden, crosses_nodes=crosses, hardware=hardware)
+    return message_seconds(
+        hidden,
+        crosses_nodes=strategy.num_ranks > hardware.devices_per_node,
+        hardware=hardware,
+        # Of stages smaller than a node only the last one sends to the next node.
+        senders_per_node=min(strategy.num_ranks // strategy.pipeline, hardware.devices_per_node),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

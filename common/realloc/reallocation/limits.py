@@ -23,10 +23,10 @@ class TransferLimits:
     Messages to oneself count for nothing where buffers are separate: they need no staging.
     """
 
-    staging_bytes: int = 64 << 20
-    """Bytes that one endpoint sends in one round, and bytes that it receives in one. An
-    executor that packs round k + 1 while round k moves needs two buffers for each direction:
-    256 MiB by default."""
+    staging_bytes: int = 256 << 20
+    """Bytes that one endpoint sends in one round, and bytes that it receives in one. What is
+    passed on waits for whole rounds, and every round costs each endpoint some work; staging
+    itself is bounded by the executor's buffers, through which a round moves in chunks."""
     max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""

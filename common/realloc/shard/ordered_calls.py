@@ -56,17 +56,6 @@ class OrderedCalls:
         future.add_done_callback(lambda _: self._ended(job, sequence))
         return await asyncio.shield(future)
 
-    async def skip(self, sequence: int, *, timeout: float) -> None:
-        """Give a turn back unused: its call failed before it began."""
-        await self.run(lambda: None, sequence=sequence, timeout=timeout)
-
-    def give_back(self, sequence: int) -> None:
-        """Let a turn pass unused when it comes; nothing happens where a call took it."""
-        begun = sequence < self._next or sequence <= self._begun
-        if not begun and sequence not in self._turns:
-            self._passed.add(sequence)
-            self._admit()
-
     def begin_job(self) -> None:
         """Count from 1 again; calls that still wait for a turn fail with `Conflict`."""
         self._next = 1
@@ -96,7 +85,8 @@ class OrderedCalls:
         except BaseException as error:
             if job == self._job:  # the calls after this one need not wait for it
                 self._turns.pop(sequence, None)
-                self.give_back(sequence)
+                self._passed.add(sequence)
+                self._admit()
             if isinstance(error, TimeoutError):
                 raise Unavailable(
                     f"call {sequence} waited {timeout:.0f} s for call {self._next} before it"

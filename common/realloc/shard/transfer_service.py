@@ -23,12 +23,14 @@ class PreparedTransfer:
         session: TransferSession,
         job_id: str,
         model_id: str,
+        weight_version: int,
         programs: Sequence[TransferProgram],
         expected: Sequence[ExpectedParameters],
     ) -> None:
         self.session = session
         self.job_id = job_id
         self.model_id = model_id
+        self.weight_version = weight_version
         self.programs = tuple(programs)
         self.expected = tuple(expected)
 
@@ -44,13 +46,11 @@ class TransferParty(Protocol):
         """Refuse programs that do not fit the parameters; move nothing."""
         ...
 
-    async def digest(
-        self, prepared: PreparedTransfer, sequence: int
-    ) -> Mapping[tuple[int, int], int]:
+    async def digest(self, prepared: PreparedTransfer) -> Mapping[tuple[int, int], int]:
         """Digests of what the programs send, by destination endpoint and canonical tensor."""
         ...
 
-    async def execute(self, prepared: PreparedTransfer, sequence: int) -> Sequence[TransferReport]:
+    async def execute(self, prepared: PreparedTransfer) -> Sequence[TransferReport]:
         """Move the bytes; one report per program."""
         ...
 
@@ -60,10 +60,6 @@ class TransferParty(Protocol):
 
     async def abort(self, prepared: PreparedTransfer) -> None:
         """Drop staged weights."""
-        ...
-
-    def give_back(self, sequence: int) -> None:
-        """Let a place in the order of calls pass unused, if it is still to come."""
         ...
 
 
@@ -100,7 +96,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     async def DigestTransfer(
         self, request: pb.DigestTransferRequest, context: Any
     ) -> pb.DigestTransferResponse:
-        digests = await self._party.digest(self._find(request.session_id), request.sequence)
+        digests = await self._party.digest(self._find(request.session_id))
         response = pb.DigestTransferResponse()
         for (endpoint, canonical), value in digests.items():
             response.digests.add(endpoint=endpoint, canonical=canonical, value=value % 2**64)
@@ -110,7 +106,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
         self, request: pb.ExecuteTransferRequest, context: Any
     ) -> pb.ExecuteTransferResponse:
         prepared = self._find(request.session_id)
-        reports = await self._party.execute(prepared, request.sequence)
+        reports = await self._party.execute(prepared)
         return _response(prepared, reports)
 
     async def CommitTransfer(
@@ -130,8 +126,6 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
     async def AbortTransfer(
         self, request: pb.AbortTransferRequest, context: Any
     ) -> pb.AbortTransferResponse:
-        for sequence in request.sequences:
-            self._party.give_back(sequence)
         async with self._changing:
             await self._abort(request.session_id)
         return pb.AbortTransferResponse()
@@ -175,6 +169,7 @@ def _prepared(request: pb.PrepareTransferRequest, session: TransferSession) -> P
         session=session,
         job_id=request.job_id,
         model_id=request.model_id,
+        weight_version=request.weight_version,
         programs=[
             from_proto(program, TransferProgram, f"programs[{index}]")
             for index, program in enumerate(request.programs)

@@ -38,6 +38,7 @@ class Span(StrEnum):
     REALLOCATION_PLAN = "reallocation.plan", "Computing (or finding) the transfer programs."
     REALLOCATION_PREPARE = "reallocation.prepare", "Handing the programs to the endpoints."
     REALLOCATION_TRANSFER = "reallocation.transfer", "Bytes move; shadow parameters are filled."
+    REALLOCATION_RANK = "reallocation.rank", "One source's part in a transfer, beside its calls."
     REALLOCATION_VERIFY = "reallocation.verify", "Comparing the digests of both sides."
     REALLOCATION_COMMIT = "reallocation.commit", "Engines flip to the new version."
     REALLOCATION_ABORT = "reallocation.abort", "Shadows are dropped after a failure."
@@ -80,6 +81,12 @@ class Attribute(StrEnum):
     CROSS_DEVICE_BYTES = "realloc.reallocation.cross_device_bytes", "By", "Between devices."
     CROSS_NODE_BYTES = "realloc.reallocation.cross_node_bytes", "By", "Between nodes."
     BOUND_RATIO = "realloc.reallocation.bound_ratio", "1", "Bytes between devices over the least."
+    SENT_BYTES = "realloc.reallocation.sent_bytes", "By", "Bytes sent to other processes."
+    TRANSPORTS = (
+        "realloc.reallocation.transports",
+        "",
+        "How they were sent: gloo, shared_memory, nccl, cuda_ipc.",
+    )
     BYTES_KIND = "realloc.reallocation.bytes_kind", "", "local, cross_device or cross_node."
     PHASE = "realloc.reallocation.phase", "", "preparing, transferring, verifying, committing."
     DIGEST_OK = "realloc.reallocation.digest_ok", "", "True where both sides agree."

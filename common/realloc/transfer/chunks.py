@@ -6,7 +6,6 @@ from itertools import groupby, islice, pairwise
 
 from realloc.core.transfer import Int64, TransferProgram
 from realloc.transfer.communicator import Communicator, Direction, Memory
-from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, Stream, streams_of
 
 
@@ -172,7 +171,7 @@ class ProgramChunks:
     def _ends(self, stream: Stream) -> list[int]:
         ends = self._cuts.get(id(stream))
         if ends is None:
-            ends = chunk_ends(stream.num_elements, (), self._most(stream.peer))
+            return [*range(0, stream.num_elements, self._most(stream.peer)), stream.num_elements]
         return [0, *ends.tolist()]
 
     def _most(self, peer: int) -> int:

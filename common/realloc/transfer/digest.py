@@ -94,17 +94,18 @@ class SentDigests:
         self._sums = sums_on(parameters.device, len(self._distinct))
 
     def own_steps(self) -> Iterator[None]:
-        """The work on source parameters, in small steps. What the program receives and passes
+        """The work on source parameters, in steps. What the program receives and passes
         on is left out: it is not there yet."""
         for number in self._own.tolist():
             part = self._parts.whole(int(self._distinct[number]))
             flat = self._parameters.flat[part.tensor]
+            if flat.dtype == self._dtype:
+                self._sums.add(number, flat, part.rectangle)
+                yield
+                continue
             for tile in part.rectangle.tiles(_SCRATCH_ELEMENTS):
-                if flat.dtype == self._dtype:
-                    self._sums.add(number, flat, tile)
-                else:
-                    self._sums.add(number, self._cast(flat, tile), tile.packed(0))
-                    self._sums.settle()
+                self._sums.add(number, self._cast(flat, tile), tile.packed(0))
+                self._sums.settle()
                 yield
 
     def values(self) -> dict[tuple[int, int], int]:

@@ -1,10 +1,10 @@
 """What a shard process keeps for reallocations: its store, and its connections by group.
 
-Blocking; one thread uses it: the engine's thread in a trainer, the worker's in vLLM.
+Blocking; one thread uses it: the transfers' thread in a trainer, the worker's in vLLM.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import TransferProgram, TransferSession
 from realloc.transfer.arrivals import Arrival
-from realloc.transfer.communicator import Communicator
+from realloc.transfer.communicator import Communicator, Memory
 from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.rendezvous import TransferStore, connect_store
@@ -24,6 +24,8 @@ from realloc.transfer.staging import (
 )
 
 DEFAULT_MAX_GROUPS = 8
+_TRANSPORTS = {"cpu": ("gloo", "shared_memory"), "cuda": ("nccl", "cuda_ipc")}
+"""By the kind of device: between devices, and between processes of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,13 @@ class TransferEndpoint:
         except BaseException:
             self.drop(session.group_id)
             raise
+
+    def transports(self, group_id: str, peers: Iterable[int]) -> tuple[str, ...]:
+        """How peers of a connected group are reached: names, each once, sorted."""
+        communicator = self._connections[group_id].communicator
+        network, shared = _TRANSPORTS[communicator.device.type]
+        crossed = {communicator.memory(peer) is Memory.ANY for peer in peers}
+        return tuple(sorted(network if crosses else shared for crosses in crossed))
 
     def drop(self, group_id: str) -> None:
         """Close the connection of a group, if there is one; its peers notice."""

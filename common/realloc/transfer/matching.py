@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -66,19 +66,24 @@ def _common_shape(one: Strip, other: Strip) -> tuple[int, int]:
 
 def _front(strip: Strip, rows: int, cols: int) -> Strip:
     """The first rows × cols elements."""
+    if rows == strip.rows and cols == strip.cols:
+        return strip
     stride = strip.row_stride if strip.rows > 1 else cols
-    return replace(strip, rows=rows, cols=cols, row_stride=stride)
+    return Strip(strip.flat, strip.start, rows, cols, stride)
 
 
 def _behind(strip: Strip, rows: int, cols: int) -> list[Strip]:
     """What follows the first rows × cols elements, the last of it first."""
     if strip.rows == 1:
         taken = rows * cols
-        rest = replace(strip, start=strip.start + taken, cols=strip.cols - taken)
-        return [rest] if rest.cols else []
+        left = strip.cols - taken
+        return [Strip(strip.flat, strip.start + taken, 1, left, left)] if left else []
     if cols < strip.cols:
         assert rows == 1, "a part of a row is taken by itself"
-        row = replace(strip, start=strip.start + cols, rows=1, cols=strip.cols - cols)
+        left = strip.cols - cols
+        row = Strip(strip.flat, strip.start + cols, 1, left, left)
         return [*_behind(strip, 1, strip.cols), row]
+    if rows == strip.rows:
+        return []
     start = strip.start + rows * strip.row_stride
-    return [replace(strip, start=start, rows=strip.rows - rows)] if rows < strip.rows else []
+    return [Strip(strip.flat, start, strip.rows - rows, strip.cols, strip.row_stride)]

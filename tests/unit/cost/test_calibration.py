@@ -98,6 +98,43 @@ def test_published_large_models_are_predicted(
     assert predicted == pytest.approx(seconds, rel=0.08)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "heads", "layers", "pipeline", "gpus", "batch", "teraflops"),
+    [
+        (12288, 96, 96, 12, 384, 1536, 153),
+        (12288, 96, 96, 12, 768, 1536, 149),
+        (12288, 96, 96, 12, 1536, 1536, 141),
+        (20480, 128, 105, 35, 560, 2240, 171),
+        (20480, 128, 105, 35, 1120, 2240, 167),
+        (20480, 128, 105, 35, 2240, 2240, 159),
+    ],
+)
+def test_published_runs_on_many_nodes_are_predicted(
+    hidden: int, heads: int, layers: int, pipeline: int, gpus: int, batch: int, teraflops: float
+) -> None:
+    """175B and 530B parameters on 48 to 280 nodes, with the presets alone: within 8 %.
+
+    Source: PTD-P in Narayanan et al., arXiv 2104.04473, table 2 (micro-batches of 1, TP 8,
+    sequences of 2,048, 51,200 words, 8 × 200 Gb/s per node); seconds by its equation 3.
+    """
+    row = IterationRow(
+        gpus=gpus,
+        global_batch=batch,
+        micro_batch=1,
+        hidden_size=hidden,
+        attention_heads=heads,
+        layers=layers,
+        sequence_length=2048,
+        tensor=8,
+        data=gpus // 8 // pipeline,
+        pipeline=pipeline,
+    )
+    flops = 96 * batch * 2048 * layers * hidden**2
+    flops *= 1 + 2048 / (6 * hidden) + 51_200 / (16 * layers * hidden)
+    measured = flops / gpus / (teraflops * 1e12)
+    assert predict_seconds(row, A100) == pytest.approx(measured, rel=0.08)
+
+
 def test_known_efficiencies_are_found_again() -> None:
     """Rows made with other efficiencies calibrate the preset to them."""
     efficiency = replace(

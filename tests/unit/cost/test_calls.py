@@ -174,7 +174,7 @@ def test_context_ranks_share_the_sequence() -> None:
     one = cost(CallKind.TRAIN, "d1t8p1", work)
     two = cost(CallKind.TRAIN, "d1t8p1c2", work)
     assert 1.7 < one.seconds / two.seconds < 2.0
-    assert one.active_bytes / two.active_bytes == pytest.approx(2)
+    assert one.active_bytes / two.active_bytes == pytest.approx(2, rel=0.01)
 
 
 def test_context_ranks_are_replicas_to_the_optimizer() -> None:

@@ -40,3 +40,31 @@ def test_contradictions_are_told_apart_from_wrong_rows(tmp_path: Path) -> None:
     assert first.contradictions() == ["has 8 GPUs and tensor × data × pipeline is 4"]
     assert second.contradictions()[0].startswith("has a global batch of 30")
     assert second.num_micro_batches == 4
+
+
+def test_named_columns_may_stand_in_any_order(tmp_path: Path) -> None:
+    """A heading's names decide, whatever they are called, and a unit in brackets is heeded."""
+    usual = tmp_path / "usual.csv"
+    usual.write_text("8,32,4,1024,16,24,2048,2,2,2,219.5\n")
+    other = tmp_path / "other.csv"
+    other.write_text(
+        "Iteration time (s),PP,DP,TP,seq_len,num layers,heads,Hidden Size,MBS,GBS,GPUs,note\n"
+        "0.2195,2,2,2,2048,24,16,1024,4,32,8,first\n"
+    )
+    assert read_rows(other) == read_rows(usual)
+
+
+def test_a_comment_above_leaves_the_usual_order(tmp_path: Path) -> None:
+    """A first line that names no columns is passed over."""
+    path = tmp_path / "rows.csv"
+    path.write_text("# measured in May\n8,32,4,1024,16,24,2048,2,2,2\n\n")
+    (row,) = read_rows(path)
+    assert (row.gpus, row.pipeline, row.measured_ms) == (8, 2, None)
+
+
+def test_a_heading_without_a_field_is_refused(tmp_path: Path) -> None:
+    """The message names what is missing."""
+    path = tmp_path / "rows.csv"
+    path.write_text("gpus,gbs,mbs,hidden,heads,layers,tp,dp,pp\n8,32,4,1024,16,24,2,2,2\n")
+    with pytest.raises(InvalidInput, match="without sequence_length"):
+        read_rows(path)

@@ -102,47 +102,23 @@ def test_a_number_is_used_once() -> None:
         asyncio.run(scenario())
 
 
-def test_a_turn_that_was_given_back_passes_unused() -> None:
-    """Before and after it came, and also where its caller left; later calls run."""
+def test_a_turn_whose_caller_left_passes_unused() -> None:
+    """It left before its turn came; the calls after it run in their order."""
 
     async def scenario() -> list[int]:
         calls, seen = OrderedCalls("test"), []
-        left = asyncio.ensure_future(calls.run(lambda: seen.append(3), sequence=3, timeout=5))
-        last = asyncio.ensure_future(calls.run(lambda: seen.append(5), sequence=5, timeout=5))
+        left = [
+            asyncio.ensure_future(calls.run(lambda n=n: seen.append(n), sequence=n, timeout=5))
+            for n in (2, 3)
+        ]
+        last = asyncio.ensure_future(calls.run(lambda: seen.append(4), sequence=4, timeout=5))
         await asyncio.sleep(0)
-        calls.give_back(2)
-        left.cancel()
-        await asyncio.gather(left, return_exceptions=True)
-        calls.give_back(1)
+        for each in left:
+            each.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         assert not seen
-        calls.give_back(4)
+        await calls.run(lambda: seen.append(1), sequence=1, timeout=5)
         await last
         return seen
 
-    assert asyncio.run(scenario()) == [5]
-
-
-def test_a_turn_in_use_is_not_given_back() -> None:
-    """The calls after it still wait for its end, and no number is counted twice."""
-
-    async def scenario() -> list[str]:
-        calls, seen, release = OrderedCalls("test"), [], threading.Event()
-
-        def work() -> None:
-            release.wait(5)
-            seen.append("first")
-
-        first = asyncio.ensure_future(calls.run(work, sequence=1, timeout=5))
-        second = asyncio.ensure_future(
-            calls.run(lambda: seen.append("second"), sequence=2, timeout=5)
-        )
-        await asyncio.sleep(0)
-        calls.give_back(1)
-        await asyncio.sleep(0.01)
-        release.set()
-        await asyncio.gather(first, second)
-        with pytest.raises(Conflict, match="came again"):
-            await calls.run(lambda: None, sequence=2, timeout=5)
-        return seen
-
-    assert asyncio.run(scenario()) == ["first", "second"]
+    assert asyncio.run(scenario()) == [1, 4]

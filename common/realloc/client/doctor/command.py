@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from realloc.client.access import default_token
 from realloc.client.doctor.examination import Examination, examine
 from realloc.client.doctor.findings import CheckResult, Finding, Status, worst
 from realloc.client.endpoints_file import ENDPOINTS_FILE, read_endpoints
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, Problem, raise_problems
 
 _SHOWN = 8
 """Processes that are named where many have the same problem."""
@@ -32,7 +32,9 @@ _STYLES = {
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Examine, and print each result as it comes."""
-    here = read_endpoints()
+    # What the file says of access belongs to its own cluster alone.
+    elsewhere = arguments.etcd or os.environ.get("REALLOC_ETCD_ENDPOINTS")
+    here = {} if elsewhere else read_endpoints()
     tls_dir = arguments.tls_dir or os.environ.get("REALLOC_TLS_DIR", "") or here.get("tls_dir", "")
     what = Examination(
         etcd_endpoints=tuple(arguments.etcd or default_etcd()),
@@ -43,14 +45,27 @@ def doctor(arguments: argparse.Namespace) -> int:
         message_bytes=int(arguments.message_mib * 2**20),
         timeout_seconds=arguments.timeout,
     )
+    raise_problems(_problems(arguments))
     results = asyncio.run(_run(what, arguments))
-    _write_links(results, arguments)
     status = worst(result.status for result in results)
     if arguments.json:
         print(json.dumps({"status": status.value, "checks": [_plain(each) for each in results]}))
     else:
         _say_verdict(results)
+    _write_links(results, arguments)
     return 1 if status is Status.FAILED else 0
+
+
+def _problems(arguments: argparse.Namespace) -> Iterator[Problem]:
+    """What would only be found out after all the measuring."""
+    if not 0 < arguments.message_mib <= 1024:
+        yield Problem("--message-mib", f"is {arguments.message_mib:g}; give up to 1024")
+    if arguments.timeout <= 0:
+        yield Problem("--timeout", f"is {arguments.timeout:g} and must be positive")
+    if arguments.links is not None and arguments.no_links:
+        yield Problem("--links", "needs what --no-links leaves out")
+    if arguments.links is not None and not os.access(arguments.links.parent, os.W_OK):
+        yield Problem("--links", f"{arguments.links.parent} cannot be written")
 
 
 def default_etcd() -> list[str]:

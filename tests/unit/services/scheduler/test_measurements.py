@@ -34,8 +34,12 @@ REPORT = IterationReport(
         "train_rollout_logprob_abs_diff_max": 1e-5,
     },
     stages=(
-        StageReport(name="reallocate:actor", predicted_seconds=0.1, measured_seconds=0.2),
-        StageReport(name="actor_gen", predicted_seconds=1.0, measured_seconds=2.0),
+        StageReport(
+            name="reallocate:actor", model_seconds=0.1, predicted_seconds=0.1, measured_seconds=0.2
+        ),
+        StageReport(
+            name="actor_gen", model_seconds=1.0, predicted_seconds=1.0, measured_seconds=2.0
+        ),
     ),
 )
 

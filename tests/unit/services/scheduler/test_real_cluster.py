@@ -5,7 +5,7 @@ import pytest
 from realloc.coordination.membership import Member
 from realloc.core.errors import InvalidInput
 from realloc.core.mesh import Cluster
-from realloc.cost.hardware import GIGABIT, hardware_in, hardware_of
+from realloc.cost.hardware import GIGABIT, hardware_of
 from services.scheduler.real_cluster import real_cluster
 
 CONFIGURED = Cluster(
@@ -44,7 +44,9 @@ def test_the_network_is_the_sum_of_a_nodes_ports_each_counted_once():
     assert real_cluster(CONFIGURED, members[:2]).network_gigabits == 800
     found = real_cluster(CONFIGURED, members)
     assert found.network_gigabits == 400
-    assert hardware_in(found).network.bytes_per_second == 400 * GIGABIT
+    assert (
+        hardware_of(found.device_kind).in_cluster(found).network.bytes_per_second == 400 * GIGABIT
+    )
 
 
 def test_shards_that_say_nothing_leave_the_configuration():
@@ -52,7 +54,7 @@ def test_shards_that_say_nothing_leave_the_configuration():
     found = real_cluster(CONFIGURED, [trainer(0, 0), trainer(3, 1)])
     assert found == CONFIGURED
     usual = hardware_of("H100").network
-    assert hardware_in(found).network == usual
+    assert hardware_of(found.device_kind).in_cluster(found).network == usual
 
 
 def test_a_device_in_another_node_than_planned_is_refused():

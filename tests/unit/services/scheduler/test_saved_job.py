@@ -61,7 +61,9 @@ def save(work: Experiment, **fields: Any) -> Job:
 
 
 def report() -> IterationReport:
-    stage = StageReport(name="actor_gen", predicted_seconds=0.1, measured_seconds=0.2)
+    stage = StageReport(
+        name="actor_gen", model_seconds=0.1, predicted_seconds=0.12, measured_seconds=0.2
+    )
     return IterationReport(iteration=1, seconds=0.3, metrics={"reward/mean": 0.1}, stages=(stage,))
 
 

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from realloc.core.errors import InvalidInput
 from realloc.reallocation.families import CanonicalTensor
+from services.trainer.safetensors_reader import SafetensorsReader
 from services.trainer.safetensors_writer import SafetensorsWriter
 from services.trainer.weights import Box, HuggingFaceWeights, RandomWeights
 
@@ -43,3 +46,37 @@ def test_written_files_are_safetensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(column, vector[2:4, None])
     whole = Box(row=0, rows=1, col=0, cols=4)
     assert torch.equal(source.read(HEAD, whole), head.read(HEAD, whole))
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    """Another file, one that is cut off, an element type of no weights: with the path."""
+    path = tmp_path / "model.safetensors"
+    with SafetensorsWriter(path, [MATRIX]) as writer:
+        writer.write(np.zeros((6, 4), np.float32))
+    whole = path.read_bytes()
+    for content, reason in (
+        (b"", "no header"),
+        (b"GGUF" * 10, "no header"),
+        (whole[:-1], "does not lie within the file"),
+        (whole.replace(b"F32", b"I64"), "has type I64; weights are F64"),
+        (whole.replace(b"[6,4]", b"[9,4]"), "does not lie within the file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InvalidInput, match=reason) as caught:
+            SafetensorsReader(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cols", [8, 1024])
+def test_rectangles_are_read_as_the_library_reads_them(
+    tmp_path: Path, dtype: torch.dtype, cols: int
+) -> None:
+    """Narrow and wide columns, in every type that weights have."""
+    values = torch.randn(6, 2048).to(dtype)
+    save_file({"a": values, "b": values.flatten().clone()}, tmp_path / "model.safetensors")
+    file = SafetensorsReader(tmp_path / "model.safetensors")
+    assert torch.equal(file.read("a", 2, 3, 16, cols), values[2:5, 16 : 16 + cols])
+    assert torch.equal(file.read("a", 1, 5, 0, 2048), values[1:])
+    assert torch.equal(file.read("b", 7, 9, 0, 1)[:, 0], values.flatten()[7:16])
+    file.close()

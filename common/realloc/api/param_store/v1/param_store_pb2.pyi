@@ -520,33 +520,12 @@ class ReallocateRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class SequencesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
-    SEQUENCES_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
@@ -574,12 +553,6 @@ class ReallocateRequest(_message.Message):
     def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Shard of each rank of the target."""
 
-    @_builtins.property
-    def sequences(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Per trainer shard its place in the order of the job's calls. In mode CHANGED a shard needs
-        two places, this one and the next. Places that turn out not to be needed are given back.
-        """
-
     def __init__(
         self,
         *,
@@ -589,14 +562,13 @@ class ReallocateRequest(_message.Message):
         target: _types_pb2.Layout | None = ...,
         shards: _abc.Iterable[_builtins.str] | None = ...,
         weight_version: _builtins.int = ...,
-        sequences: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         timeout_seconds: _builtins.float = ...,
         dtype: _builtins.str = ...,
         mode: Global___TransferMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "job_id", b"job_id", "mode", b"mode", "model_id", b"model_id", "request_id", b"request_id", "sequences", b"sequences", "shards", b"shards", "target", b"target", "timeout_seconds", b"timeout_seconds", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "job_id", b"job_id", "mode", b"mode", "model_id", b"model_id", "request_id", b"request_id", "shards", b"shards", "target", b"target", "timeout_seconds", b"timeout_seconds", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -757,28 +729,22 @@ class RecordedParticipant(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     IS_DESTINATION_FIELD_NUMBER: _builtins.int
-    SEQUENCES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the process."""
     incarnation: _builtins.str
     """Its incarnation then."""
     is_destination: _builtins.bool
     """True where weights arrive."""
-    @_builtins.property
-    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Places in the order of calls that it was given."""
-
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         is_destination: _builtins.bool = ...,
-        sequences: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "is_destination", b"is_destination", "name", b"name", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "is_destination", b"is_destination", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

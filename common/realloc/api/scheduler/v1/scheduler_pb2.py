@@ -26,7 +26,7 @@ from realloc.api.scheduler.v1 import experiment_pb2 as realloc_dot_api_dot_sched
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(realloc/api/scheduler/v1/scheduler.proto\x12\x18realloc.api.scheduler.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"\xc7\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x38\n\nexperiment\x18\x02 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".realloc.api.scheduler.v1.JobState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x05 \x01(\t\x12\x13\n\x0bsubmit_time\x18\x06 \x01(\x01\x12\x12\n\nstart_time\x18\x07 \x01(\x01\x12\x10\n\x08\x65nd_time\x18\x08 \x01(\x01\x12\x11\n\titeration\x18\t \x01(\x05\x12\x36\n\x04plan\x18\n \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlanH\x00\x88\x01\x01\x12\x39\n\x0b\x65valuations\x18\x0b \x03(\x0b\x32$.realloc.api.scheduler.v1.Evaluation\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x12\n\ncheckpoint\x18\r \x01(\t\x12\x12\n\nrequest_id\x18\x0e \x01(\t\x12\x30\n\x06wanted\x18\x0f \x01(\x0e\x32 .realloc.api.scheduler.v1.Wanted\x12=\n\x05saved\x18\x10 \x01(\x0b\x32).realloc.api.scheduler.v1.SavedCheckpointH\x01\x88\x01\x01\x12\x12\n\nrecoveries\x18\x11 \x01(\x05\x12\x0f\n\x07warning\x18\x12 \x01(\tB\x07\n\x05_planB\x08\n\x06_saved\"r\n\x0fSavedCheckpoint\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x18\n\x10snapshot_seconds\x18\x04 \x01(\x01\x12\x15\n\rwrite_seconds\x18\x05 \x01(\x01\"\\\n\nEvaluation\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x05\x12\x16\n\x0eweight_version\x18\x04 \x01(\x03\"\xdb\x02\n\x0fIterationReport\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.realloc.api.scheduler.v1.IterationReport.MetricsEntry\x12\x35\n\x06stages\x18\x04 \x03(\x0b\x32%.realloc.api.scheduler.v1.StageReport\x12\x43\n\rreallocations\x18\x05 \x03(\x0b\x32,.realloc.api.scheduler.v1.ReallocationReport\x12\x16\n\x0eweight_version\x18\x06 \x01(\x03\x12\x17\n\x0fsaved_iteration\x18\x07 \x01(\x05\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"P\n\x0bStageReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12\x18\n\x10measured_seconds\x18\x03 \x01(\x01\"q\n\x12ReallocationReport\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x11\n\tdigest_ok\x18\x05 \x01(\x08\"\x87\x01\n\x10SubmitJobRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0e\n\x06resume\x18\x04 \x01(\x08\"?\n\x11SubmitJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"x\n\x0eGetJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12:\n\x07reports\x18\x02 \x03(\x0b\x32).realloc.api.scheduler.v1.IterationReport\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x10ListJobsResponse\x12+\n\x04jobs\x18\x01 \x03(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"?\n\x11\x43\x61ncelJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\" \n\x0eSaveJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x0fSaveJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"!\n\x0fPauseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\">\n\x10PauseJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"2\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"?\n\x11ResumeJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\":\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61\x66ter_iteration\x18\x02 \x01(\x05\"\x89\x01\n\x10WatchJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12>\n\x06report\x18\x02 \x01(\x0b\x32).realloc.api.scheduler.v1.IterationReportH\x00\x88\x01\x01\x42\t\n\x07_report\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x13GetJobTraceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\x91\x02\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x16\n\x12JOB_STATE_STARTING\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x18\n\x14JOB_STATE_RECOVERING\x10\t\x12\x14\n\x10JOB_STATE_PAUSED\x10\n*]\n\x06Wanted\x12\x16\n\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n\x0eWANTED_NOTHING\x10\x01\x12\x15\n\x11WANTED_CHECKPOINT\x10\x02\x12\x10\n\x0cWANTED_PAUSE\x10\x03\x32\x9a\x07\n\x10SchedulerService\x12\x64\n\tSubmitJob\x12*.realloc.api.scheduler.v1.SubmitJobRequest\x1a+.realloc.api.scheduler.v1.SubmitJobResponse\x12[\n\x06GetJob\x12\'.realloc.api.scheduler.v1.GetJobRequest\x1a(.realloc.api.scheduler.v1.GetJobResponse\x12\x61\n\x08ListJobs\x12).realloc.api.scheduler.v1.ListJobsRequest\x1a*.realloc.api.scheduler.v1.ListJobsResponse\x12\x64\n\tCancelJob\x12*.realloc.api.scheduler.v1.CancelJobRequest\x1a+.realloc.api.scheduler.v1.CancelJobResponse\x12^\n\x07SaveJob\x12(.realloc.api.scheduler.v1.SaveJobRequest\x1a).realloc.api.scheduler.v1.SaveJobResponse\x12\x61\n\x08PauseJob\x12).realloc.api.scheduler.v1.PauseJobRequest\x1a*.realloc.api.scheduler.v1.PauseJobResponse\x12\x64\n\tResumeJob\x12*.realloc.api.scheduler.v1.ResumeJobRequest\x1a+.realloc.api.scheduler.v1.ResumeJobResponse\x12\x63\n\x08WatchJob\x12).realloc.api.scheduler.v1.WatchJobRequest\x1a*.realloc.api.scheduler.v1.WatchJobResponse0\x01\x12l\n\x0bGetJobTrace\x12,.realloc.api.scheduler.v1.GetJobTraceRequest\x1a-.realloc.api.scheduler.v1.GetJobTraceResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(realloc/api/scheduler/v1/scheduler.proto\x12\x18realloc.api.scheduler.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"\xc7\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x38\n\nexperiment\x18\x02 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".realloc.api.scheduler.v1.JobState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x05 \x01(\t\x12\x13\n\x0bsubmit_time\x18\x06 \x01(\x01\x12\x12\n\nstart_time\x18\x07 \x01(\x01\x12\x10\n\x08\x65nd_time\x18\x08 \x01(\x01\x12\x11\n\titeration\x18\t \x01(\x05\x12\x36\n\x04plan\x18\n \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlanH\x00\x88\x01\x01\x12\x39\n\x0b\x65valuations\x18\x0b \x03(\x0b\x32$.realloc.api.scheduler.v1.Evaluation\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x12\n\ncheckpoint\x18\r \x01(\t\x12\x12\n\nrequest_id\x18\x0e \x01(\t\x12\x30\n\x06wanted\x18\x0f \x01(\x0e\x32 .realloc.api.scheduler.v1.Wanted\x12=\n\x05saved\x18\x10 \x01(\x0b\x32).realloc.api.scheduler.v1.SavedCheckpointH\x01\x88\x01\x01\x12\x12\n\nrecoveries\x18\x11 \x01(\x05\x12\x0f\n\x07warning\x18\x12 \x01(\tB\x07\n\x05_planB\x08\n\x06_saved\"r\n\x0fSavedCheckpoint\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x18\n\x10snapshot_seconds\x18\x04 \x01(\x01\x12\x15\n\rwrite_seconds\x18\x05 \x01(\x01\"\\\n\nEvaluation\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x05\x12\x16\n\x0eweight_version\x18\x04 \x01(\x03\"\xdb\x02\n\x0fIterationReport\x12\x11\n\titeration\x18\x01 \x01(\x05\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.realloc.api.scheduler.v1.IterationReport.MetricsEntry\x12\x35\n\x06stages\x18\x04 \x03(\x0b\x32%.realloc.api.scheduler.v1.StageReport\x12\x43\n\rreallocations\x18\x05 \x03(\x0b\x32,.realloc.api.scheduler.v1.ReallocationReport\x12\x16\n\x0eweight_version\x18\x06 \x01(\x03\x12\x17\n\x0fsaved_iteration\x18\x07 \x01(\x05\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"g\n\x0bStageReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11predicted_seconds\x18\x02 \x01(\x01\x12\x18\n\x10measured_seconds\x18\x03 \x01(\x01\x12\x15\n\rmodel_seconds\x18\x04 \x01(\x01\"q\n\x12ReallocationReport\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x11\n\tdigest_ok\x18\x05 \x01(\x08\"\x87\x01\n\x10SubmitJobRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0e\n\x06resume\x18\x04 \x01(\x08\"?\n\x11SubmitJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"x\n\x0eGetJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12:\n\x07reports\x18\x02 \x03(\x0b\x32).realloc.api.scheduler.v1.IterationReport\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x10ListJobsResponse\x12+\n\x04jobs\x18\x01 \x03(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"?\n\x11\x43\x61ncelJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\" \n\x0eSaveJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x0fSaveJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"!\n\x0fPauseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\">\n\x10PauseJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\"2\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"?\n\x11ResumeJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\":\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61\x66ter_iteration\x18\x02 \x01(\x05\"\x89\x01\n\x10WatchJobResponse\x12*\n\x03job\x18\x01 \x01(\x0b\x32\x1d.realloc.api.scheduler.v1.Job\x12>\n\x06report\x18\x02 \x01(\x0b\x32).realloc.api.scheduler.v1.IterationReportH\x00\x88\x01\x01\x42\t\n\x07_report\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x13GetJobTraceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\x91\x02\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x16\n\x12JOB_STATE_STARTING\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x18\n\x14JOB_STATE_RECOVERING\x10\t\x12\x14\n\x10JOB_STATE_PAUSED\x10\n*]\n\x06Wanted\x12\x16\n\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n\x0eWANTED_NOTHING\x10\x01\x12\x15\n\x11WANTED_CHECKPOINT\x10\x02\x12\x10\n\x0cWANTED_PAUSE\x10\x03\x32\x9a\x07\n\x10SchedulerService\x12\x64\n\tSubmitJob\x12*.realloc.api.scheduler.v1.SubmitJobRequest\x1a+.realloc.api.scheduler.v1.SubmitJobResponse\x12[\n\x06GetJob\x12\'.realloc.api.scheduler.v1.GetJobRequest\x1a(.realloc.api.scheduler.v1.GetJobResponse\x12\x61\n\x08ListJobs\x12).realloc.api.scheduler.v1.ListJobsRequest\x1a*.realloc.api.scheduler.v1.ListJobsResponse\x12\x64\n\tCancelJob\x12*.realloc.api.scheduler.v1.CancelJobRequest\x1a+.realloc.api.scheduler.v1.CancelJobResponse\x12^\n\x07SaveJob\x12(.realloc.api.scheduler.v1.SaveJobRequest\x1a).realloc.api.scheduler.v1.SaveJobResponse\x12\x61\n\x08PauseJob\x12).realloc.api.scheduler.v1.PauseJobRequest\x1a*.realloc.api.scheduler.v1.PauseJobResponse\x12\x64\n\tResumeJob\x12*.realloc.api.scheduler.v1.ResumeJobRequest\x1a+.realloc.api.scheduler.v1.ResumeJobResponse\x12\x63\n\x08WatchJob\x12).realloc.api.scheduler.v1.WatchJobRequest\x1a*.realloc.api.scheduler.v1.WatchJobResponse0\x01\x12l\n\x0bGetJobTrace\x12,.realloc.api.scheduler.v1.GetJobTraceRequest\x1a-.realloc.api.scheduler.v1.GetJobTraceResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITERATIONREPORT_METRICSENTRY']._loaded_options = None
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2686
-  _globals['_JOBSTATE']._serialized_end=2959
-  _globals['_WANTED']._serialized_start=2961
-  _globals['_WANTED']._serialized_end=3054
+  _globals['_JOBSTATE']._serialized_start=2709
+  _globals['_JOBSTATE']._serialized_end=2982
+  _globals['_WANTED']._serialized_start=2984
+  _globals['_WANTED']._serialized_end=3077
   _globals['_JOB']._serialized_start=148
   _globals['_JOB']._serialized_end=731
   _globals['_SAVEDCHECKPOINT']._serialized_start=733
@@ -50,45 +50,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_start=1245
   _globals['_ITERATIONREPORT_METRICSENTRY']._serialized_end=1291
   _globals['_STAGEREPORT']._serialized_start=1293
-  _globals['_STAGEREPORT']._serialized_end=1373
-  _globals['_REALLOCATIONREPORT']._serialized_start=1375
-  _globals['_REALLOCATIONREPORT']._serialized_end=1488
-  _globals['_SUBMITJOBREQUEST']._serialized_start=1491
-  _globals['_SUBMITJOBREQUEST']._serialized_end=1626
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=1628
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1691
-  _globals['_GETJOBREQUEST']._serialized_start=1693
-  _globals['_GETJOBREQUEST']._serialized_end=1724
-  _globals['_GETJOBRESPONSE']._serialized_start=1726
-  _globals['_GETJOBRESPONSE']._serialized_end=1846
-  _globals['_LISTJOBSREQUEST']._serialized_start=1848
-  _globals['_LISTJOBSREQUEST']._serialized_end=1904
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1906
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1994
-  _globals['_CANCELJOBREQUEST']._serialized_start=1996
-  _globals['_CANCELJOBREQUEST']._serialized_end=2030
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2032
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2095
-  _globals['_SAVEJOBREQUEST']._serialized_start=2097
-  _globals['_SAVEJOBREQUEST']._serialized_end=2129
-  _globals['_SAVEJOBRESPONSE']._serialized_start=2131
-  _globals['_SAVEJOBRESPONSE']._serialized_end=2192
-  _globals['_PAUSEJOBREQUEST']._serialized_start=2194
-  _globals['_PAUSEJOBREQUEST']._serialized_end=2227
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=2229
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=2291
-  _globals['_RESUMEJOBREQUEST']._serialized_start=2293
-  _globals['_RESUMEJOBREQUEST']._serialized_end=2343
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=2345
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=2408
-  _globals['_WATCHJOBREQUEST']._serialized_start=2410
-  _globals['_WATCHJOBREQUEST']._serialized_end=2468
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2471
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2608
-  _globals['_GETJOBTRACEREQUEST']._serialized_start=2610
-  _globals['_GETJOBTRACEREQUEST']._serialized_end=2646
-  _globals['_GETJOBTRACERESPONSE']._serialized_start=2648
-  _globals['_GETJOBTRACERESPONSE']._serialized_end=2683
-  _globals['_SCHEDULERSERVICE']._serialized_start=3057
-  _globals['_SCHEDULERSERVICE']._serialized_end=3979
+  _globals['_STAGEREPORT']._serialized_end=1396
+  _globals['_REALLOCATIONREPORT']._serialized_start=1398
+  _globals['_REALLOCATIONREPORT']._serialized_end=1511
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1514
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1649
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1651
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1714
+  _globals['_GETJOBREQUEST']._serialized_start=1716
+  _globals['_GETJOBREQUEST']._serialized_end=1747
+  _globals['_GETJOBRESPONSE']._serialized_start=1749
+  _globals['_GETJOBRESPONSE']._serialized_end=1869
+  _globals['_LISTJOBSREQUEST']._serialized_start=1871
+  _globals['_LISTJOBSREQUEST']._serialized_end=1927
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1929
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2017
+  _globals['_CANCELJOBREQUEST']._serialized_start=2019
+  _globals['_CANCELJOBREQUEST']._serialized_end=2053
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2055
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2118
+  _globals['_SAVEJOBREQUEST']._serialized_start=2120
+  _globals['_SAVEJOBREQUEST']._serialized_end=2152
+  _globals['_SAVEJOBRESPONSE']._serialized_start=2154
+  _globals['_SAVEJOBRESPONSE']._serialized_end=2215
+  _globals['_PAUSEJOBREQUEST']._serialized_start=2217
+  _globals['_PAUSEJOBREQUEST']._serialized_end=2250
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=2252
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=2314
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2316
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2366
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=2368
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=2431
+  _globals['_WATCHJOBREQUEST']._serialized_start=2433
+  _globals['_WATCHJOBREQUEST']._serialized_end=2491
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2494
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2631
+  _globals['_GETJOBTRACEREQUEST']._serialized_start=2633
+  _globals['_GETJOBTRACEREQUEST']._serialized_end=2669
+  _globals['_GETJOBTRACERESPONSE']._serialized_start=2671
+  _globals['_GETJOBTRACERESPONSE']._serialized_end=2706
+  _globals['_SCHEDULERSERVICE']._serialized_start=3080
+  _globals['_SCHEDULERSERVICE']._serialized_end=4002
 # @@protoc_insertion_point(module_scope)

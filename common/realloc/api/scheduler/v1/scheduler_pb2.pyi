@@ -363,22 +363,26 @@ class StageReport(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PREDICTED_SECONDS_FIELD_NUMBER: _builtins.int
     MEASURED_SECONDS_FIELD_NUMBER: _builtins.int
+    MODEL_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the function call, or reallocate:MODEL."""
     predicted_seconds: _builtins.float
-    """What the plan predicted."""
+    """What was predicted: the cost model's seconds, corrected by the iterations before this one."""
     measured_seconds: _builtins.float
     """What it took."""
+    model_seconds: _builtins.float
+    """What the cost model says, before anything was measured."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         predicted_seconds: _builtins.float = ...,
         measured_seconds: _builtins.float = ...,
+        model_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured_seconds", b"measured_seconds", "name", b"name", "predicted_seconds", b"predicted_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured_seconds", b"measured_seconds", "model_seconds", b"model_seconds", "name", b"name", "predicted_seconds", b"predicted_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n realloc/api/shard/v1/shard.proto\x12\x14realloc.api.shard.v1\">\n\x11\x46\x65tchBatchRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x0c\n\x04rows\x18\x03 \x03(\x05\"_\n\x12\x46\x65tchBatchResponse\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\"A\n\x15ReleaseBatchesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x65\x66ore_iteration\x18\x02 \x01(\x03\"\x18\n\x16ReleaseBatchesResponse\"\x16\n\x14GetRendezvousRequest\"3\n\x15GetRendezvousResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\"\xb9\x01\n\x0fTransferSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x12\n\nstore_host\x18\x03 \x01(\t\x12\x12\n\nstore_port\x18\x04 \x01(\x05\x12\x15\n\rnum_endpoints\x18\x05 \x01(\x05\x12\x19\n\x11\x63\x61nonical_tensors\x18\x06 \x03(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\"\x9d\x01\n\x06\x42locks\x12\x0e\n\x06tensor\x18\x01 \x01(\x0c\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\x12\x0c\n\x04\x63ols\x18\x04 \x01(\x0c\x12\x12\n\nrow_stride\x18\x05 \x01(\x0c\x12\x11\n\tcanonical\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x61nonical_start\x18\x07 \x01(\x0c\x12\x18\n\x10\x63\x61nonical_stride\x18\x08 \x01(\x0c\"j\n\x08Messages\x12\x0c\n\x04peer\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\x0c\x12,\n\x06\x62locks\x18\x04 \x01(\x0b\x32\x1c.realloc.api.shard.v1.Blocks\"\xcd\x01\n\x0fTransferProgram\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\x05\x12\x16\n\x0esource_tensors\x18\x02 \x03(\t\x12\x1b\n\x13\x64\x65stination_tensors\x18\x03 \x03(\t\x12-\n\x05sends\x18\x04 \x01(\x0b\x32\x1e.realloc.api.shard.v1.Messages\x12\x30\n\x08receives\x18\x05 \x01(\x0b\x32\x1e.realloc.api.shard.v1.Messages\x12\x12\n\nnum_rounds\x18\x06 \x01(\x05\"\xe7\x01\n\x16PrepareTransferRequest\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32%.realloc.api.shard.v1.TransferSession\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x37\n\x08programs\x18\x04 \x03(\x0b\x32%.realloc.api.shard.v1.TransferProgram\x12:\n\x08\x65xpected\x18\x05 \x03(\x0b\x32(.realloc.api.shard.v1.ExpectedParameters\"\x91\x01\n\x12\x45xpectedParameters\x12\x0c\n\x04rank\x18\x01 \x01(\t\x12\x33\n\x06source\x18\x02 \x03(\x0b\x32#.realloc.api.shard.v1.ParameterSpec\x12\x38\n\x0b\x64\x65stination\x18\x03 \x03(\x0b\x32#.realloc.api.shard.v1.ParameterSpec\";\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"=\n\x15\x44igestTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"G\n\x16\x44igestTransferResponse\x12-\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\"\x19\n\x17PrepareTransferResponse\">\n\x16\x45xecuteTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\xb2\x01\n\x17\x45xecuteTransferResponse\x12\x12\n\nsent_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12*\n\x04sent\x18\x04 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\x12.\n\x08received\x18\x05 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\"<\n\x06\x44igest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\x05\x12\x11\n\tcanonical\x18\x02 \x01(\x05\x12\r\n\x05value\x18\x03 \x01(\x06\"C\n\x15\x43ommitTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\"\x18\n\x16\x43ommitTransferResponse\"=\n\x14\x41\x62ortTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tsequences\x18\x02 \x03(\x03\"\x17\n\x15\x41\x62ortTransferResponse2\xde\x01\n\x0c\x42\x61tchService\x12\x61\n\nFetchBatch\x12\'.realloc.api.shard.v1.FetchBatchRequest\x1a(.realloc.api.shard.v1.FetchBatchResponse0\x01\x12k\n\x0eReleaseBatches\x12+.realloc.api.shard.v1.ReleaseBatchesRequest\x1a,.realloc.api.shard.v1.ReleaseBatchesResponse2\x9f\x05\n\x0fTransferService\x12h\n\rGetRendezvous\x12*.realloc.api.shard.v1.GetRendezvousRequest\x1a+.realloc.api.shard.v1.GetRendezvousResponse\x12n\n\x0fPrepareTransfer\x12,.realloc.api.shard.v1.PrepareTransferRequest\x1a-.realloc.api.shard.v1.PrepareTransferResponse\x12k\n\x0e\x44igestTransfer\x12+.realloc.api.shard.v1.DigestTransferRequest\x1a,.realloc.api.shard.v1.DigestTransferResponse\x12n\n\x0f\x45xecuteTransfer\x12,.realloc.api.shard.v1.ExecuteTransferRequest\x1a-.realloc.api.shard.v1.ExecuteTransferResponse\x12k\n\x0e\x43ommitTransfer\x12+.realloc.api.shard.v1.CommitTransferRequest\x1a,.realloc.api.shard.v1.CommitTransferResponse\x12h\n\rAbortTransfer\x12*.realloc.api.shard.v1.AbortTransferRequest\x1a+.realloc.api.shard.v1.AbortTransferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n realloc/api/shard/v1/shard.proto\x12\x14realloc.api.shard.v1\">\n\x11\x46\x65tchBatchRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\x0c\n\x04rows\x18\x03 \x03(\x05\"_\n\x12\x46\x65tchBatchResponse\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0f\n\x07lengths\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\"A\n\x15ReleaseBatchesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x65\x66ore_iteration\x18\x02 \x01(\x03\"\x18\n\x16ReleaseBatchesResponse\"\x16\n\x14GetRendezvousRequest\"3\n\x15GetRendezvousResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\"\xb9\x01\n\x0fTransferSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x12\n\nstore_host\x18\x03 \x01(\t\x12\x12\n\nstore_port\x18\x04 \x01(\x05\x12\x15\n\rnum_endpoints\x18\x05 \x01(\x05\x12\x19\n\x11\x63\x61nonical_tensors\x18\x06 \x03(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\"\x9d\x01\n\x06\x42locks\x12\x0e\n\x06tensor\x18\x01 \x01(\x0c\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\x0c\x12\x0c\n\x04\x63ols\x18\x04 \x01(\x0c\x12\x12\n\nrow_stride\x18\x05 \x01(\x0c\x12\x11\n\tcanonical\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x61nonical_start\x18\x07 \x01(\x0c\x12\x18\n\x10\x63\x61nonical_stride\x18\x08 \x01(\x0c\"j\n\x08Messages\x12\x0c\n\x04peer\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\x0c\x12,\n\x06\x62locks\x18\x04 \x01(\x0b\x32\x1c.realloc.api.shard.v1.Blocks\"\xcd\x01\n\x0fTransferProgram\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\x05\x12\x16\n\x0esource_tensors\x18\x02 \x03(\t\x12\x1b\n\x13\x64\x65stination_tensors\x18\x03 \x03(\t\x12-\n\x05sends\x18\x04 \x01(\x0b\x32\x1e.realloc.api.shard.v1.Messages\x12\x30\n\x08receives\x18\x05 \x01(\x0b\x32\x1e.realloc.api.shard.v1.Messages\x12\x12\n\nnum_rounds\x18\x06 \x01(\x05\"\xff\x01\n\x16PrepareTransferRequest\x12\x36\n\x07session\x18\x01 \x01(\x0b\x32%.realloc.api.shard.v1.TransferSession\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x37\n\x08programs\x18\x04 \x03(\x0b\x32%.realloc.api.shard.v1.TransferProgram\x12:\n\x08\x65xpected\x18\x05 \x03(\x0b\x32(.realloc.api.shard.v1.ExpectedParameters\x12\x16\n\x0eweight_version\x18\x06 \x01(\x03\"\x91\x01\n\x12\x45xpectedParameters\x12\x0c\n\x04rank\x18\x01 \x01(\t\x12\x33\n\x06source\x18\x02 \x03(\x0b\x32#.realloc.api.shard.v1.ParameterSpec\x12\x38\n\x0b\x64\x65stination\x18\x03 \x03(\x0b\x32#.realloc.api.shard.v1.ParameterSpec\";\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"+\n\x15\x44igestTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"G\n\x16\x44igestTransferResponse\x12-\n\x07\x64igests\x18\x01 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\"\x19\n\x17PrepareTransferResponse\",\n\x16\x45xecuteTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xb2\x01\n\x17\x45xecuteTransferResponse\x12\x12\n\nsent_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12*\n\x04sent\x18\x04 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\x12.\n\x08received\x18\x05 \x03(\x0b\x32\x1c.realloc.api.shard.v1.Digest\"<\n\x06\x44igest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\x05\x12\x11\n\tcanonical\x18\x02 \x01(\x05\x12\r\n\x05value\x18\x03 \x01(\x06\"C\n\x15\x43ommitTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0eweight_version\x18\x02 \x01(\x03\"\x18\n\x16\x43ommitTransferResponse\"*\n\x14\x41\x62ortTransferRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x41\x62ortTransferResponse2\xde\x01\n\x0c\x42\x61tchService\x12\x61\n\nFetchBatch\x12\'.realloc.api.shard.v1.FetchBatchRequest\x1a(.realloc.api.shard.v1.FetchBatchResponse0\x01\x12k\n\x0eReleaseBatches\x12+.realloc.api.shard.v1.ReleaseBatchesRequest\x1a,.realloc.api.shard.v1.ReleaseBatchesResponse2\x9f\x05\n\x0fTransferService\x12h\n\rGetRendezvous\x12*.realloc.api.shard.v1.GetRendezvousRequest\x1a+.realloc.api.shard.v1.GetRendezvousResponse\x12n\n\x0fPrepareTransfer\x12,.realloc.api.shard.v1.PrepareTransferRequest\x1a-.realloc.api.shard.v1.PrepareTransferResponse\x12k\n\x0e\x44igestTransfer\x12+.realloc.api.shard.v1.DigestTransferRequest\x1a,.realloc.api.shard.v1.DigestTransferResponse\x12n\n\x0f\x45xecuteTransfer\x12,.realloc.api.shard.v1.ExecuteTransferRequest\x1a-.realloc.api.shard.v1.ExecuteTransferResponse\x12k\n\x0e\x43ommitTransfer\x12+.realloc.api.shard.v1.CommitTransferRequest\x1a,.realloc.api.shard.v1.CommitTransferResponse\x12h\n\rAbortTransfer\x12*.realloc.api.shard.v1.AbortTransferRequest\x1a+.realloc.api.shard.v1.AbortTransferResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,33 +52,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERPROGRAM']._serialized_start=846
   _globals['_TRANSFERPROGRAM']._serialized_end=1051
   _globals['_PREPARETRANSFERREQUEST']._serialized_start=1054
-  _globals['_PREPARETRANSFERREQUEST']._serialized_end=1285
-  _globals['_EXPECTEDPARAMETERS']._serialized_start=1288
-  _globals['_EXPECTEDPARAMETERS']._serialized_end=1433
-  _globals['_PARAMETERSPEC']._serialized_start=1435
-  _globals['_PARAMETERSPEC']._serialized_end=1494
-  _globals['_DIGESTTRANSFERREQUEST']._serialized_start=1496
-  _globals['_DIGESTTRANSFERREQUEST']._serialized_end=1557
-  _globals['_DIGESTTRANSFERRESPONSE']._serialized_start=1559
-  _globals['_DIGESTTRANSFERRESPONSE']._serialized_end=1630
-  _globals['_PREPARETRANSFERRESPONSE']._serialized_start=1632
-  _globals['_PREPARETRANSFERRESPONSE']._serialized_end=1657
-  _globals['_EXECUTETRANSFERREQUEST']._serialized_start=1659
-  _globals['_EXECUTETRANSFERREQUEST']._serialized_end=1721
-  _globals['_EXECUTETRANSFERRESPONSE']._serialized_start=1724
-  _globals['_EXECUTETRANSFERRESPONSE']._serialized_end=1902
-  _globals['_DIGEST']._serialized_start=1904
-  _globals['_DIGEST']._serialized_end=1964
-  _globals['_COMMITTRANSFERREQUEST']._serialized_start=1966
-  _globals['_COMMITTRANSFERREQUEST']._serialized_end=2033
-  _globals['_COMMITTRANSFERRESPONSE']._serialized_start=2035
-  _globals['_COMMITTRANSFERRESPONSE']._serialized_end=2059
-  _globals['_ABORTTRANSFERREQUEST']._serialized_start=2061
-  _globals['_ABORTTRANSFERREQUEST']._serialized_end=2122
-  _globals['_ABORTTRANSFERRESPONSE']._serialized_start=2124
-  _globals['_ABORTTRANSFERRESPONSE']._serialized_end=2147
-  _globals['_BATCHSERVICE']._serialized_start=2150
-  _globals['_BATCHSERVICE']._serialized_end=2372
-  _globals['_TRANSFERSERVICE']._serialized_start=2375
-  _globals['_TRANSFERSERVICE']._serialized_end=3046
+  _globals['_PREPARETRANSFERREQUEST']._serialized_end=1309
+  _globals['_EXPECTEDPARAMETERS']._serialized_start=1312
+  _globals['_EXPECTEDPARAMETERS']._serialized_end=1457
+  _globals['_PARAMETERSPEC']._serialized_start=1459
+  _globals['_PARAMETERSPEC']._serialized_end=1518
+  _globals['_DIGESTTRANSFERREQUEST']._serialized_start=1520
+  _globals['_DIGESTTRANSFERREQUEST']._serialized_end=1563
+  _globals['_DIGESTTRANSFERRESPONSE']._serialized_start=1565
+  _globals['_DIGESTTRANSFERRESPONSE']._serialized_end=1636
+  _globals['_PREPARETRANSFERRESPONSE']._serialized_start=1638
+  _globals['_PREPARETRANSFERRESPONSE']._serialized_end=1663
+  _globals['_EXECUTETRANSFERREQUEST']._serialized_start=1665
+  _globals['_EXECUTETRANSFERREQUEST']._serialized_end=1709
+  _globals['_EXECUTETRANSFERRESPONSE']._serialized_start=1712
+  _globals['_EXECUTETRANSFERRESPONSE']._serialized_end=1890
+  _globals['_DIGEST']._serialized_start=1892
+  _globals['_DIGEST']._serialized_end=1952
+  _globals['_COMMITTRANSFERREQUEST']._serialized_start=1954
+  _globals['_COMMITTRANSFERREQUEST']._serialized_end=2021
+  _globals['_COMMITTRANSFERRESPONSE']._serialized_start=2023
+  _globals['_COMMITTRANSFERRESPONSE']._serialized_end=2047
+  _globals['_ABORTTRANSFERREQUEST']._serialized_start=2049
+  _globals['_ABORTTRANSFERREQUEST']._serialized_end=2091
+  _globals['_ABORTTRANSFERRESPONSE']._serialized_start=2093
+  _globals['_ABORTTRANSFERRESPONSE']._serialized_end=2116
+  _globals['_BATCHSERVICE']._serialized_start=2119
+  _globals['_BATCHSERVICE']._serialized_end=2341
+  _globals['_TRANSFERSERVICE']._serialized_start=2344
+  _globals['_TRANSFERSERVICE']._serialized_end=3015
 # @@protoc_insertion_point(module_scope)

@@ -379,10 +379,15 @@ class PrepareTransferRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     PROGRAMS_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job of the model."""
     model_id: _builtins.str
     """Model within the job."""
+    weight_version: _builtins.int
+    """Version of the weights that move: a source that holds another one refuses
+    (FAILED_PRECONDITION).
+    """
     @_builtins.property
     def session(self) -> Global___TransferSession:
         """The reallocation."""
@@ -403,10 +408,11 @@ class PrepareTransferRequest(_message.Message):
         model_id: _builtins.str = ...,
         programs: _abc.Iterable[Global___TransferProgram] | None = ...,
         expected: _abc.Iterable[Global___ExpectedParameters] | None = ...,
+        weight_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "job_id", b"job_id", "model_id", b"model_id", "programs", b"programs", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "job_id", b"job_id", "model_id", b"model_id", "programs", b"programs", "session", b"session", "weight_version", b"weight_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,20 +491,16 @@ class DigestTransferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    SEQUENCE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The reallocation."""
-    sequence: _builtins.int
-    """Place in the shard's order of calls; 0 runs as soon as the shard is idle."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
-        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -552,20 +554,16 @@ class ExecuteTransferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    SEQUENCE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The reallocation."""
-    sequence: _builtins.int
-    """Place in the shard's order of calls; 0 runs as soon as the shard is idle."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
-        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,22 +691,16 @@ class AbortTransferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    SEQUENCES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The reallocation."""
-    @_builtins.property
-    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Places in the shard's order of calls that the session was given and may not have used."""
-
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
-        sequences: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -209,15 +209,16 @@ class TransferServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DigestTransfer(self, request, context):
-        """Digests what the programs would send, in the shard's order of calls. Nothing moves.
+        """Digests what the programs would send, beside the shard's calls; a call that changes the
+        model waits meanwhile. Nothing moves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteTransfer(self, request, context):
-        """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
-        executes once.
+        """Moves the bytes into shadow parameters; returns digests. A trainer does this beside its
+        calls; one that changes the model waits. Not idempotent: a session executes once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -87,10 +87,12 @@ class TransferServiceStub:
     tensor and rank that does not fit.
     """
     DigestTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.DigestTransferRequest, _shard_pb2.DigestTransferResponse]
-    """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
+    """Digests what the programs would send, beside the shard's calls; a call that changes the
+    model waits meanwhile. Nothing moves.
+    """
     ExecuteTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ExecuteTransferRequest, _shard_pb2.ExecuteTransferResponse]
-    """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
-    executes once.
+    """Moves the bytes into shadow parameters; returns digests. A trainer does this beside its
+    calls; one that changes the model waits. Not idempotent: a session executes once.
     """
     CommitTransfer: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CommitTransferRequest, _shard_pb2.CommitTransferResponse]
     """Makes the staged weights live. Idempotent by session id."""
@@ -111,10 +113,12 @@ class TransferServiceAsyncStub(TransferServiceStub):
     tensor and rank that does not fit.
     """
     DigestTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.DigestTransferRequest, _shard_pb2.DigestTransferResponse]  # type: ignore[assignment]
-    """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
+    """Digests what the programs would send, beside the shard's calls; a call that changes the
+    model waits meanwhile. Nothing moves.
+    """
     ExecuteTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.ExecuteTransferRequest, _shard_pb2.ExecuteTransferResponse]  # type: ignore[assignment]
-    """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
-    executes once.
+    """Moves the bytes into shadow parameters; returns digests. A trainer does this beside its
+    calls; one that changes the model waits. Not idempotent: a session executes once.
     """
     CommitTransfer: _aio.UnaryUnaryMultiCallable[_shard_pb2.CommitTransferRequest, _shard_pb2.CommitTransferResponse]  # type: ignore[assignment]
     """Makes the staged weights live. Idempotent by session id."""
@@ -150,7 +154,9 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.DigestTransferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.DigestTransferResponse, _abc.Awaitable[_shard_pb2.DigestTransferResponse]]:
-        """Digests what the programs would send, in the shard's order of calls. Nothing moves."""
+        """Digests what the programs would send, beside the shard's calls; a call that changes the
+        model waits meanwhile. Nothing moves.
+        """
 
     @_abc_1.abstractmethod
     def ExecuteTransfer(
@@ -158,8 +164,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.ExecuteTransferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.ExecuteTransferResponse, _abc.Awaitable[_shard_pb2.ExecuteTransferResponse]]:
-        """Moves the bytes into shadow parameters; returns digests. Not idempotent: a session
-        executes once.
+        """Moves the bytes into shadow parameters; returns digests. A trainer does this beside its
+        calls; one that changes the model waits. Not idempotent: a session executes once.
         """
 
     @_abc_1.abstractmethod

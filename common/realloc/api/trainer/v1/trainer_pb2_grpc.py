@@ -41,7 +41,7 @@ class TrainerServiceStub:
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.StartJobRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.StartJobResponse.FromString,
                 _registered_method=True)
-        self.CreateModel = channel.unary_unary(
+        self.CreateModel = channel.unary_stream(
                 '/realloc.api.trainer.v1.TrainerService/CreateModel',
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.CreateModelRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.CreateModelResponse.FromString,
@@ -56,7 +56,7 @@ class TrainerServiceStub:
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RunTrainingRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RunTrainingResponse.FromString,
                 _registered_method=True)
-        self.SaveCheckpoint = channel.unary_unary(
+        self.SaveCheckpoint = channel.unary_stream(
                 '/realloc.api.trainer.v1.TrainerService/SaveCheckpoint',
                 request_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.FromString,
@@ -97,7 +97,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateModel(self, request, context):
-        """Builds this rank's part of a model and loads or draws its weights. Collective.
+        """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+        far it is, about once a second, and ends when the model is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +119,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SaveCheckpoint(self, request, context):
-        """Writes a Hugging Face checkpoint. Collective over the model's ranks.
+        """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+        about once a second, and ends when the checkpoint is complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +169,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.StartJobRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.StartJobResponse.SerializeToString,
             ),
-            'CreateModel': grpc.unary_unary_rpc_method_handler(
+            'CreateModel': grpc.unary_stream_rpc_method_handler(
                     servicer.CreateModel,
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.CreateModelRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.CreateModelResponse.SerializeToString,
@@ -182,7 +184,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RunTrainingRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.RunTrainingResponse.SerializeToString,
             ),
-            'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
+            'SaveCheckpoint': grpc.unary_stream_rpc_method_handler(
                     servicer.SaveCheckpoint,
                     request_deserializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.FromString,
                     response_serializer=realloc_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.SerializeToString,
@@ -258,7 +260,7 @@ class TrainerService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/realloc.api.trainer.v1.TrainerService/CreateModel',
@@ -339,7 +341,7 @@ class TrainerService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/realloc.api.trainer.v1.TrainerService/SaveCheckpoint',

@@ -39,14 +39,18 @@ class TrainerServiceStub:
     """Joins the job's process group. Every shard of the job must be asked; all return when
     all have joined. A shard works for one job at a time (else FAILED_PRECONDITION).
     """
-    CreateModel: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]
-    """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    CreateModel: _grpc.UnaryStreamMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]
+    """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+    far it is, about once a second, and ends when the model is there.
+    """
     RunInference: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RunInferenceRequest, _trainer_pb2.RunInferenceResponse]
     """Scores a batch: log-probabilities, values or scores. Collective over the model's ranks."""
     RunTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RunTrainingRequest, _trainer_pb2.RunTrainingResponse]
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
-    SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]
-    """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveCheckpoint: _grpc.UnaryStreamMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]
+    """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+    about once a second, and ends when the checkpoint is complete.
+    """
     SaveState: _grpc.UnaryStreamMultiCallable[_trainer_pb2.SaveStateRequest, _trainer_pb2.SaveStateResponse]
     """Copies what this rank has to save of all models that train to host memory, then writes it
     to a file of its own. Answers twice: once the copy is made, from when on later calls run,
@@ -78,14 +82,18 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Joins the job's process group. Every shard of the job must be asked; all return when
     all have joined. A shard works for one job at a time (else FAILED_PRECONDITION).
     """
-    CreateModel: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]  # type: ignore[assignment]
-    """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    CreateModel: _aio.UnaryStreamMultiCallable[_trainer_pb2.CreateModelRequest, _trainer_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+    far it is, about once a second, and ends when the model is there.
+    """
     RunInference: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RunInferenceRequest, _trainer_pb2.RunInferenceResponse]  # type: ignore[assignment]
     """Scores a batch: log-probabilities, values or scores. Collective over the model's ranks."""
     RunTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RunTrainingRequest, _trainer_pb2.RunTrainingResponse]  # type: ignore[assignment]
     """Trains on a batch, one optimizer step per mini-batch. Collective over the model's ranks."""
-    SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
-    """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    SaveCheckpoint: _aio.UnaryStreamMultiCallable[_trainer_pb2.SaveCheckpointRequest, _trainer_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
+    """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+    about once a second, and ends when the checkpoint is complete.
+    """
     SaveState: _aio.UnaryStreamMultiCallable[_trainer_pb2.SaveStateRequest, _trainer_pb2.SaveStateResponse]  # type: ignore[assignment]
     """Copies what this rank has to save of all models that train to host memory, then writes it
     to a file of its own. Answers twice: once the copy is made, from when on later calls run,
@@ -126,8 +134,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trainer_pb2.CreateModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trainer_pb2.CreateModelResponse, _abc.Awaitable[_trainer_pb2.CreateModelResponse]]:
-        """Builds this rank's part of a model and loads or draws its weights. Collective."""
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.CreateModelResponse], _abc.AsyncIterator[_trainer_pb2.CreateModelResponse]]:
+        """Builds this rank's part of a model and loads or draws its weights. Collective. Streams how
+        far it is, about once a second, and ends when the model is there.
+        """
 
     @_abc_1.abstractmethod
     def RunInference(
@@ -150,8 +160,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trainer_pb2.SaveCheckpointRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trainer_pb2.SaveCheckpointResponse, _abc.Awaitable[_trainer_pb2.SaveCheckpointResponse]]:
-        """Writes a Hugging Face checkpoint. Collective over the model's ranks."""
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.SaveCheckpointResponse], _abc.AsyncIterator[_trainer_pb2.SaveCheckpointResponse]]:
+        """Writes a Hugging Face checkpoint. Collective over the model's ranks. Streams how far it is,
+        about once a second, and ends when the checkpoint is complete.
+        """
 
     @_abc_1.abstractmethod
     def SaveState(

@@ -376,6 +376,7 @@ class OptimizerSettings(_message.Message):
     BETA2_FIELD_NUMBER: _builtins.int
     EPSILON_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     """Peak learning rate. Positive."""
     warmup_steps: _builtins.int
@@ -390,6 +391,12 @@ class OptimizerSettings(_message.Message):
     """Added to the denominator of the step. Positive."""
     max_grad_norm: _builtins.float
     """Global norm that gradients are clipped to; 0 turns clipping off."""
+    @_builtins.property
+    def frozen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors that keep their weights, or parts of the model, by Hugging Face name, such as
+        "model.embed_tokens" or "model.layers.0".
+        """
+
     def __init__(
         self,
         *,
@@ -400,10 +407,11 @@ class OptimizerSettings(_message.Message):
         beta2: _builtins.float = ...,
         epsilon: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
+        frozen: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "frozen", b"frozen", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
