@@ -18,8 +18,8 @@ class PlanSearchConfig(ServiceConfig):
     """Searches that may run at once; a further one is refused."""
     max_memory_bytes: int = 4 << 30
     """Memory that one search may need for its arrays."""
+    profile: str = ""
+    """File of a profile of the cluster's devices (`tools/profile_hardware.py`), for requests that
+    name none; empty for the preset of their kind."""
     kept_answers: int = 64
     """Final answers that are kept for requests that come again."""
-    profile: str = ""
-    """File of a profile of the devices (`tools/profile_hardware.py`), for requests that name none;
-    empty for the preset of their kind."""

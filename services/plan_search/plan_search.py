@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from realloc.core.errors import InvalidInput, Problem, ResourceExhausted, Unavailable
+from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
+from realloc.cost.hardware import Hardware
+from realloc.cost.profile_fit import profiled_hardware
 from realloc.cost.simulator import SimulationRules
 from realloc.search.construction import PlanSpace, build_space
 from realloc.search.default import DefaultSearcher
@@ -42,9 +45,27 @@ class FoundPlan:
 class PlanSearch:
     """A searcher that is compiled in the background; until then only first plans come."""
 
-    def __init__(self, *, max_memory_bytes: int = 4 << 30) -> None:
+    def __init__(self, *, profile: str = "", max_memory_bytes: int = 4 << 30) -> None:
+        """
+        Args:
+            profile: file with a profile of the devices; empty for presets.
+            max_memory_bytes: that one search may need for its arrays.
+        """
+        self._profile = profile
+        self._hardware: dict[str, Hardware] = {}
         self._compiled = threading.Event()
         self._max_memory_bytes = max_memory_bytes
+
+    def hardware(self, cluster: Cluster) -> Hardware:
+        """What the cluster's devices can do.
+
+        Raises:
+            InvalidInput: an unknown kind, or an unreadable profile.
+        """
+        kind = cluster.device_kind
+        if kind not in self._hardware:
+            self._hardware[kind] = profiled_hardware(kind, self._profile)
+        return self._hardware[kind].in_cluster(cluster)
 
     def warm_up(self) -> None:
         """Compile the searcher, or read it from the cache: up to a minute the first time."""

@@ -8,7 +8,7 @@ from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.cost.calls import estimate_reallocation_seconds
-from realloc.cost.hardware import Hardware, hardware_of
+from realloc.cost.hardware import Hardware
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.search.constraints import PlanConstraints
 from realloc.search.options import options_of
@@ -27,23 +27,12 @@ class PlanningRequest:
     architectures: dict[str, ModelArchitecture]
     """By the model's role."""
     cluster: Cluster
+    hardware: Hardware
+    """Of the cluster's devices."""
     mean_prompt_tokens: float
-    hardware: Hardware | None = None
-    """Of the devices, from a profile; by default the preset of the cluster's kind."""
 
     def task(self, plan: ExecutionPlan | None = None) -> PlanTask:
-        """What to search; or, where a plan is given, that plan alone.
-
-        Raises:
-            InvalidInput: an unknown kind of device.
-        """
-        hardware = hardware_of(self.cluster.device_kind).in_cluster(self.cluster)
-        if self.hardware is not None:
-            hardware = replace(
-                self.hardware,
-                network=hardware.network,
-                devices_per_node=self.cluster.devices_per_node,
-            )
+        """What to search; or, where a plan is given, that plan alone."""
         pins = self.experiment.pins
         if plan is not None:
             pins = tuple(
@@ -59,7 +48,7 @@ class PlanningRequest:
                 even_batches=False,
             ),
             cluster=self.cluster,
-            hardware=hardware,
+            hardware=self.hardware,
             constraints=PlanConstraints(pins=pins, placement=self.experiment.placement),
             rules=_RULES,
         )

@@ -14,18 +14,8 @@ _NAME = re.compile(r"profiles/([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)")
 class Profiles:
     """Texts of profile files; what is kept can be read as a profile."""
 
-    def __init__(self, store: Store, default: str = "") -> None:
-        """``default``: the text for requests that name no profile; empty for presets."""
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._default = default
-
-    async def chosen(self, name: str) -> str:
-        """The text of the profile that a request names, or the default.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-        return await self.get(name) if name else self._default
 
     async def names(self) -> tuple[str, ...]:
         """All names, in order: ``profiles/a100-lab``."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from realloc.api.plan_search.v1 import plan_search_pb2 as pb
@@ -17,7 +18,7 @@ from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.cost.profile_file import profile_from_json
-from realloc.cost.profile_fit import profiled_hardware
+from realloc.cost.profile_fit import fit_profile
 from realloc.dataflow.catalog import build_graph
 from realloc.telemetry.names import Metric, Span
 from realloc.telemetry.spans import record, span
@@ -45,13 +46,15 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         most = self._config.max_search_seconds
         if not 0 < request.seconds <= most:
             raise InvalidInput.at("seconds", f"is {request.seconds}; give 0 to {most}")
-        profile = await self._profiles.chosen(request.profile)
+        profile = await self._profiles.get(request.profile) if request.profile else ""
         key = content_key(request, profile)
         if (known := self._answers.get(key)) is not None:
             yield known
             return
         answer, started = None, time.monotonic()
-        async with aclosing(self._searched(_request(request, profile), request.seconds)) as found:
+        async with aclosing(
+            self._searched(self._request(request, profile), request.seconds)
+        ) as found:
             async for answer in found:
                 yield answer
         record(Metric.SEARCH_SECONDS, time.monotonic() - started)
@@ -62,8 +65,8 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
         self, request: pb.EstimatePlanRequest, context: Any
     ) -> pb.EstimatePlanResponse:
         given = from_proto(request.plan, ExecutionPlan, "plan")
-        profile = await self._profiles.chosen(request.profile)
-        plan = await asyncio.to_thread(estimate, _request(request, profile), given)
+        profile = await self._profiles.get(request.profile) if request.profile else ""
+        plan = await asyncio.to_thread(estimate, self._request(request, profile), given)
         return pb.EstimatePlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
 
     async def ListProfiles(
@@ -116,6 +119,24 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
             cancelled.set()
             self._running -= 1
 
+    def _request(
+        self, request: pb.SearchPlanRequest | pb.EstimatePlanRequest, profile: str
+    ) -> PlanningRequest:
+        experiment = from_proto(request.experiment, Experiment, "experiment")
+        cluster = from_proto(request.cluster, Cluster, "cluster")
+        hardware = self._search.hardware(cluster)
+        if profile:
+            named = fit_profile(profile_from_json(profile)).hardware
+            hardware = replace(named, network=hardware.network).in_cluster(cluster)
+        return PlanningRequest(
+            experiment=experiment,
+            graph=build_graph(experiment),
+            architectures={model.model_id: _architecture(model) for model in request.models},
+            cluster=cluster,
+            hardware=hardware,
+            mean_prompt_tokens=request.mean_prompt_tokens,
+        )
+
 
 _PAGE = 100
 """Most profiles of one page."""
@@ -126,23 +147,6 @@ def _answer(found: FoundPlan) -> pb.SearchPlanResponse:
         plan=to_proto(found.plan, types_pb2.ExecutionPlan),
         num_evaluations=found.num_evaluations,
         lower_bound=found.lower_bound,
-    )
-
-
-def _request(
-    request: pb.SearchPlanRequest | pb.EstimatePlanRequest, profile: str
-) -> PlanningRequest:
-    experiment = from_proto(request.experiment, Experiment, "experiment")
-    cluster = from_proto(request.cluster, Cluster, "cluster")
-    return PlanningRequest(
-        experiment=experiment,
-        graph=build_graph(experiment),
-        architectures={model.model_id: _architecture(model) for model in request.models},
-        cluster=cluster,
-        mean_prompt_tokens=request.mean_prompt_tokens,
-        hardware=(
-            profiled_hardware(cluster.device_kind, profile_from_json(profile)) if profile else None
-        ),
     )
 
 

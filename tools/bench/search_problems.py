@@ -9,7 +9,7 @@ problems have, thousands of options per call, memory that binds, moves that cost
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from realloc.core.mesh import Cluster, DeviceMesh
 from realloc.core.strategy import ParallelStrategy
+from realloc.search.memory import smallest_memory
 from realloc.search.problem import SearchProblem
 from realloc.search.problem_file import save_problem
 
@@ -121,7 +122,33 @@ WORKLOADS = {
     "ppo-1024": ppo(1024, 8192, B70, B7),
     "safe-rlhf-8": safe_rlhf(8, 128, B7, B7),
     "safe-rlhf-64": safe_rlhf(64, 512, B70, B7),
+    "safe-rlhf-128": safe_rlhf(128, 1024, B70, B7),
 }
+
+NAMES = [name + variant for name in WORKLOADS for variant in ("", "+noise", "+tight")]
+"""Of the problems: the seconds of every option perturbed, or little memory, too."""
+
+_NOISE = (0.9, 1.3)
+"""Measured seconds are unlike from option to option; these by a factor between the two."""
+
+_TIGHT = 0.15
+"""Memory above the least that a plan needs, as a share of what a device has above it."""
+
+
+def problem_named(name: str) -> SearchProblem:
+    """A problem by its name in `NAMES`."""
+    workload, _, variant = name.partition("+")
+    problem = build_problem(WORKLOADS[workload])
+    if not variant:
+        return problem
+    rng = np.random.default_rng(3)
+    factors = rng.uniform(*_NOISE, problem.num_options)
+    problem = replace(problem, option_seconds=problem.option_seconds * factors)
+    if variant == "noise":
+        return problem
+    least = smallest_memory(problem)[0]
+    memory = least + int(_TIGHT * (problem.device_memory_bytes - least))
+    return replace(problem, device_memory_bytes=memory)
 
 
 def build_problem(workload: Workload) -> SearchProblem:
@@ -317,10 +344,10 @@ def move_seconds(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(WORKLOADS))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("path", type=Path)
     arguments = parser.parse_args()
-    problem = build_problem(WORKLOADS[arguments.name])
+    problem = problem_named(arguments.name)
     save_problem(problem, arguments.path)
     counts = [len(problem.options_of(call)) for call in range(problem.num_calls)]
     print(f"{arguments.path}: {problem.num_plans():.1e} plans, options per call {counts}")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nodes x kind : devices per node, such as 16xH100:8@3200, or 8xH100:8+4xA100-80:8",
     )
     parser.add_argument(
-        "--profile", type=Path, help="what tools/profile_hardware.py measured, instead of a preset"
+        "--profile", default="", help="measured devices: a file of tools/profile_hardware.py"
     )
     parser.add_argument(
         "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"

@@ -17,7 +17,6 @@ from realloc.client.plan_inputs import (
     parse_cluster,
     prompt_length,
     with_links,
-    with_profile,
 )
 from realloc.core.errors import InvalidInput, raise_problems
 from realloc.core.experiment import CallPin, Experiment
@@ -74,9 +73,7 @@ def _task(arguments: argparse.Namespace, path: str) -> tuple[PlanTask, str]:
     """The task, and a remark on what had to be assumed."""
     experiment = load_experiment(path)
     raise_problems(experiment.problems())
-    planned = parse_cluster(arguments.cluster)
-    if arguments.profile is not None:
-        planned = with_profile(planned, arguments.profile)
+    planned = parse_cluster(arguments.cluster, arguments.profile)
     if arguments.links is not None:
         planned = with_links(planned, arguments.links)
     graph = build_graph(experiment)

@@ -9,9 +9,8 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
-from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
+from realloc.cost.hardware import HARDWARE, Hardware
 from realloc.cost.measured_links import LinkTable, with_measured_links
-from realloc.cost.profile_file import read_profile
 from realloc.cost.profile_fit import profiled_hardware
 from realloc.dataflow.graph import DataflowGraph, GraphModel
 
@@ -34,16 +33,20 @@ class PlannedCluster:
     """Of each node, where they differ."""
 
 
-def parse_cluster(text: str) -> PlannedCluster:
+def parse_cluster(text: str, profile: str = "") -> PlannedCluster:
     """Read ``16xH100:8@3200``: nodes, kind, devices per node, network in Gb/s per node.
 
     Devices per node and network may be left out: 8, and what the kind usually has. Nodes of
     several kinds are joined by ``+`` and counted in that order.
 
+    Args:
+        profile: file with a profile of such devices; empty for the preset.
+
     Raises:
-        InvalidInput: not of this form, an unknown kind, or sizes that no cluster has.
+        InvalidInput: not of this form, an unknown kind, sizes that no cluster has, or a profile
+            of another kind.
     """
-    parts = [_parse_nodes(part.strip()) for part in text.split("+")]
+    parts = [_parse_nodes(part.strip(), profile) for part in text.split("+")]
     sizes = {hardware.devices_per_node for _, hardware in parts}
     if len(sizes) > 1:
         raise InvalidInput.at(
@@ -62,7 +65,7 @@ def parse_cluster(text: str) -> PlannedCluster:
     )
 
 
-def _parse_nodes(text: str) -> tuple[int, Hardware]:
+def _parse_nodes(text: str, profile: str) -> tuple[int, Hardware]:
     """Nodes of one kind: how many, and what their devices can do."""
     match = _CLUSTER.fullmatch(text)
     if match is None:
@@ -71,7 +74,7 @@ def _parse_nodes(text: str) -> tuple[int, Hardware]:
     names = {name.lower(): name for name in HARDWARE}
     if kind.lower() not in names:
         raise InvalidInput.at("cluster", f"{kind!r} is unknown hardware; known: {_known()}")
-    hardware = hardware_of(names[kind.lower()])
+    hardware = profiled_hardware(names[kind.lower()], profile)
     per_node = int(size or hardware.devices_per_node)
     if not 1 <= int(nodes) <= _MOST_NODES or not 1 <= per_node <= 64 or per_node & (per_node - 1):
         raise InvalidInput.at(
@@ -98,25 +101,6 @@ def with_links(planned: PlannedCluster, path: Path) -> PlannedCluster:
         hardware=with_measured_links(planned.hardware, table),
         node_hardware=tuple(with_measured_links(kind, table) for kind in planned.node_hardware),
     )
-
-
-def with_profile(planned: PlannedCluster, path: Path) -> PlannedCluster:
-    """The same cluster of devices that were profiled (``tools/profile_hardware.py``).
-
-    Raises:
-        InvalidInput: the file cannot be read, is no profile or one of another kind; or nodes
-            differ, of which one profile says nothing.
-    """
-    if planned.node_hardware:
-        raise InvalidInput.at("--profile", "is of one kind of device and the nodes differ")
-    measured = profiled_hardware(planned.cluster.device_kind, read_profile(path))
-    cluster = replace(planned.cluster, device_memory_bytes=measured.memory_bytes)
-    hardware = replace(
-        measured,
-        network=planned.hardware.network,
-        devices_per_node=planned.cluster.devices_per_node,
-    )
-    return replace(planned, cluster=cluster, hardware=hardware)
 
 
 def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:

@@ -64,6 +64,9 @@ class DefaultSearcher:
         local = _LocalSearch(tables, distinct_options(problem), plan, seed)
         if local.improve(progress, self.slice_plans):
             yield progress.result()
+        if progress.is_over:  # on a busy machine: the bound's tables take as long again
+            yield progress.result()
+            return
         proof = _Proof(problem, tables, rules, local.candidates)
         proof.report(progress)
         yield progress.result()

@@ -79,6 +79,7 @@ def task(experiment: Experiment = EXPERIMENT) -> PlanningRequest:
         graph=build_graph(experiment),
         architectures={"actor": MODEL, "ref": MODEL, "critic": MODEL.with_head(Head.VALUE)},
         cluster=CLUSTER,
+        hardware=hardware_of(CLUSTER.device_kind).in_cluster(CLUSTER),
         mean_prompt_tokens=128,
     )
 
