@@ -77,9 +77,9 @@ test-gpu: setup ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
 
 bench: setup ## Print the tables of docs/benchmarks
-	$(BIN)/python tools/bench/plan_reallocation.py
+	$(BIN)/python -m tools.bench.plan_reallocation
 	$(BIN)/python -m tools.bench.realloc
-	$(BIN)/python tools/bench/search.py
+	$(BIN)/python -m tools.bench.search
 	$(BIN)/python -m tools.bench.tracing
 
 run: setup ## Keep a local cluster up until Ctrl-C

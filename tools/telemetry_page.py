@@ -54,7 +54,7 @@ def page() -> str:
         [
             HEAD,
             "## Spans\n\nFrom the outside in. Calls between processes are named "
-            "package.Service/Method.\n",
+            "package.Service/Method; fetches of batches have none: see batch.pull.\n",
             *table(("span", "meaning"), spans),
             "\n## Metrics\n",
             *table(("metric", "instrument", "unit", "in Prometheus", "meaning"), metrics),

@@ -1,144 +1,149 @@
-"""Searches execution plans: the simple plan at once, then better ones while time lasts."""
+"""Searches execution plans: a first one at once, then better ones while time lasts."""
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from realloc.core.errors import InvalidInput
-from realloc.core.experiment import CallPin
-from realloc.core.mesh import Cluster
+from realloc.core.errors import InvalidInput, Problem, ResourceExhausted, Unavailable
 from realloc.core.plan import ExecutionPlan
-from realloc.cost.hardware import Hardware
-from realloc.cost.profile_fit import profiled_hardware
 from realloc.cost.simulator import SimulationRules
-from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import PlanSpace, build_space
-from realloc.search.options import PlanTask, SpaceRules, workloads_of
-from realloc.search.searchers import searcher_named, warm_up
-from services.plan_search.planner import PlanningTask, estimate_plan, groups, plan_experiment
-
-_RULES = SpaceRules(micro_batches_per_call=False, one_training_layout=True, even_batches=False)
-"""What the scheduler and the trainers can execute."""
+from realloc.search.default import DefaultSearcher
+from realloc.search.first_plan import first_plan
+from realloc.search.memory import raise_infeasible
+from realloc.search.problem import SearchProblem
+from realloc.search.searchers import warm_up
+from services.plan_search.planning_request import (
+    PlanningRequest,
+    check_placements,
+    with_evaluation,
+)
 
 _SEED = 0
+_IMPOSSIBLE_SECONDS = 1e8
+"""Of a plan with a move that the trainers cannot make; see `realloc.search.construction`."""
+_COPIES = 4
+"""Of the arrays of a problem that a search holds, about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPlan:
+    """A plan and what is known of better ones."""
+
+    plan: ExecutionPlan
+    num_evaluations: int
+    """Plans decided so far."""
+    lower_bound: float
+    """No plan takes fewer seconds per iteration; 0 where nothing is proved yet."""
 
 
 class PlanSearch:
-    """A searcher that is compiled in the background; until then only simple plans come."""
+    """A searcher that is compiled in the background; until then only first plans come."""
 
-    def __init__(self, *, profile: str = "") -> None:
-        """
-        Args:
-            profile: file with a profile of the devices; empty for presets.
-        """
-        self._profile = profile
-        self._hardware: dict[str, Hardware] = {}
-        self._searcher = searcher_named("default")
+    def __init__(self, *, max_memory_bytes: int = 4 << 30) -> None:
         self._compiled = threading.Event()
-
-    def hardware(self, cluster: Cluster) -> Hardware:
-        """What the cluster's devices can do.
-
-        Raises:
-            InvalidInput: an unknown kind, or an unreadable profile.
-        """
-        kind = cluster.device_kind
-        if kind not in self._hardware:
-            self._hardware[kind] = profiled_hardware(kind, self._profile)
-        return self._hardware[kind].in_cluster(cluster)
+        self._max_memory_bytes = max_memory_bytes
 
     def warm_up(self) -> None:
         """Compile the searcher, or read it from the cache: up to a minute the first time."""
-        warm_up(self._searcher)
+        warm_up(DefaultSearcher())
         self._compiled.set()
 
-    def plans(self, task: PlanningTask, *, seconds: float) -> Iterator[ExecutionPlan]:
-        """Plans, each better than the one before.
+    @property
+    def is_compiled(self) -> bool:
+        """False as long as only first plans come."""
+        return self._compiled.is_set()
+
+    def plans(
+        self,
+        request: PlanningRequest,
+        *,
+        seconds: float,
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[FoundPlan]:
+        """Plans, each better than the one before, or with a better bound.
+
+        Args:
+            cancelled: when it is set, the search ends within a slice of its work.
 
         Raises:
             InvalidInput: a pin is not legal, or no plan fits the cluster.
+            ResourceExhausted: the search would need too much memory.
+            Unavailable: the compiler is not ready, and the first plan does not fit.
         """
-        simple = plan_experiment(task)
-        space = _space(task, _user_pins(task, simple))
-        options = space.options_for(simple) if space else None
-        if space is None or options is None:
-            yield simple
-            return
-        rules, problem = SimulationRules(), space.problem
-        best = float("inf")
-        if problem.peak_bytes(options) <= problem.device_memory_bytes:
-            best = problem.simulate(options, rules).seconds
-            yield _with_others(space.plan(options, best), simple)
+        task = request.task()
+        space = build_space(task)
+        self._check_memory(space.problem)
+        options = first_plan(space.problem)
+        best = math.inf
+        if options is not None:
+            best = space.problem.simulate(options).seconds
+        if best < _IMPOSSIBLE_SECONDS and options is not None:
+            plan = with_evaluation(task, space.plan(options, best))
+            bound = best if space.problem.num_plans() == 1 else 0.0
+            yield FoundPlan(plan=plan, num_evaluations=1, lower_bound=bound)
         elif not self._compiled.wait(timeout=seconds):
-            raise InvalidInput.at("plan", "the simple plan does not fit; try again in a minute")
-        if not self._compiled.is_set() or problem.num_options == problem.num_calls:
-            return
-        for result in self._searcher.search(problem, seconds=seconds, seed=_SEED, rules=rules):
-            if result.seconds < best:
-                best = result.seconds
-                yield _with_others(space.plan(result.options, best), simple)
+            raise Unavailable("the searcher is being compiled; ask again in a minute")
+        if self._compiled.is_set() and space.problem.num_plans() > 1:
+            yield from self._better(space, best, seconds, cancelled or threading.Event())
+
+    def _better(
+        self, space: PlanSpace, best: float, seconds: float, cancelled: threading.Event
+    ) -> Iterator[FoundPlan]:
+        proved = 0.0
+        searcher = DefaultSearcher(clock=CancellableClock(cancelled))
+        rules = SimulationRules()
+        for result in searcher.search(space.problem, seconds=seconds, seed=_SEED, rules=rules):
+            if result.seconds >= _IMPOSSIBLE_SECONDS:
+                continue
+            if result.seconds < best or result.lower_bound > proved:
+                best, proved = min(best, result.seconds), result.lower_bound
+                yield FoundPlan(
+                    plan=with_evaluation(space.task, space.plan(result.options, result.seconds)),
+                    num_evaluations=result.evaluations,
+                    lower_bound=result.lower_bound,
+                )
+        if best >= _IMPOSSIBLE_SECONDS and not cancelled.is_set():
+            raise_infeasible(space.problem)
+
+    def _check_memory(self, problem: SearchProblem) -> None:
+        arrays = sum(matrix.nbytes for matrix in problem.realloc_seconds.values())
+        needed = _COPIES * arrays + 512 * problem.num_options
+        if needed > self._max_memory_bytes:
+            raise ResourceExhausted(
+                f"the search needs {needed / 2**30:.1f} GiB and may have "
+                f"{self._max_memory_bytes / 2**30:.1f} GiB; pin some calls, or plan fewer devices"
+            )
 
 
-def estimate(task: PlanningTask, plan: ExecutionPlan) -> ExecutionPlan:
+def estimate(request: PlanningRequest, plan: ExecutionPlan) -> ExecutionPlan:
     """A given plan with its predictions, simulated.
 
     Raises:
-        InvalidInput: a placement is not legal.
+        InvalidInput: a placement is not legal, or does not fit a device.
     """
-    checked = estimate_plan(task, plan)
-    space = _space(task, _pins_of(checked, [call.name for call in task.graph.calls]))
-    options = space.options_for(checked) if space else None
-    if space is None or options is None:
-        return checked
-    seconds = space.problem.simulate(options).seconds
-    return _with_others(space.plan(options, seconds), checked)
-
-
-def _space(task: PlanningTask, pins: tuple[CallPin, ...]) -> PlanSpace | None:
-    """The space of plans that can be executed; None where the model of it has none."""
-    experiment, graph = task.experiment, task.graph
-    plan_task = PlanTask(
-        graph=graph,
-        architectures=task.architectures,
-        workloads=workloads_of(
-            experiment, graph, prompt_tokens=task.mean_prompt_tokens, even_batches=False
-        ),
-        cluster=task.cluster,
-        hardware=task.hardware,
-        constraints=PlanConstraints(pins=pins),
-        rules=_RULES,
-    )
+    check_placements(request.graph, plan)
+    task = request.task(plan)
     try:
-        return build_space(plan_task)
-    except InvalidInput:
-        # The simple planner has checked the pins: it has the last word on what is legal.
-        return None
+        space = build_space(task)
+        options = space.options_for(plan)
+        assert options is not None, "the space holds the pinned placements and no others"
+        seconds = space.problem.simulate(options).seconds
+        return with_evaluation(task, space.plan(options, seconds))
+    except InvalidInput as error:
+        # The plan was handed on as pins.
+        raise InvalidInput(
+            *(Problem(p.path.replace("pins", "plan", 1), p.reason) for p in error.problems)
+        ) from error
 
 
-def _user_pins(task: PlanningTask, simple: ExecutionPlan) -> tuple[CallPin, ...]:
-    """The user's pins, each for all calls that share the pinned call's placement."""
-    pinned = {pin.call for pin in task.experiment.pins}
-    in_iteration = {call.name for call in task.graph.calls}
-    names: list[str] = []
-    for calls in groups(task.graph):
-        members = [call.name for call in calls]
-        if pinned & set(members):
-            names += [name for name in members if name in in_iteration]
-    return _pins_of(simple, names)
+class CancellableClock:
+    """A clock that jumps to the end of time when it is told to: no search outlives that."""
 
+    def __init__(self, cancelled: threading.Event) -> None:
+        self._cancelled = cancelled
 
-def _pins_of(plan: ExecutionPlan, calls: Sequence[str]) -> tuple[CallPin, ...]:
-    placements = [plan.placement(call) for call in calls]
-    return tuple(CallPin(call=p.call, mesh=p.mesh, strategy=p.strategy) for p in placements)
-
-
-def _with_others(plan: ExecutionPlan, simple: ExecutionPlan) -> ExecutionPlan:
-    """With the placements of calls outside the iteration, such as an evaluation of its own."""
-    names = {placement.call for placement in plan.placements}
-    others = tuple(p for p in simple.placements if p.call not in names)
-    moves = plan.predicted_reallocation_seconds or simple.predicted_reallocation_seconds
-    return replace(
-        plan,
-        placements=plan.placements + others,
-        predicted_reallocation_seconds=moves,
-    )
+    def __call__(self) -> float:
+        return math.inf if self._cancelled.is_set() else time.perf_counter()

@@ -2,65 +2,148 @@
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from realloc.api.plan_search.v1 import plan_search_pb2 as pb
 from realloc.api.plan_search.v1 import plan_search_pb2_grpc
 from realloc.api.types.v1 import types_pb2
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, ResourceExhausted
 from realloc.core.experiment import Experiment
 from realloc.core.mesh import Cluster
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
+from realloc.cost.profile_file import profile_from_json
+from realloc.cost.profile_fit import profiled_hardware
 from realloc.dataflow.catalog import build_graph
 from realloc.telemetry.names import Metric, Span
 from realloc.telemetry.spans import record, span
 from realloc.wire.convert import from_proto, to_proto
-from services.plan_search.plan_search import PlanSearch, estimate
-from services.plan_search.planner import PlanningTask
+from services.plan_search.answers import Answers, content_key
+from services.plan_search.config import PlanSearchConfig
+from services.plan_search.plan_search import FoundPlan, PlanSearch, estimate
+from services.plan_search.planning_request import PlanningRequest
+from services.plan_search.profiles import Profiles
 
 
 class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
-    """Stateless; a search runs beside the event loop."""
+    """A search runs beside the event loop, and ends when its caller leaves."""
 
-    def __init__(self, search: PlanSearch, max_search_seconds: float) -> None:
+    def __init__(self, search: PlanSearch, profiles: Profiles, config: PlanSearchConfig) -> None:
         self._search = search
-        self._max_search_seconds = max_search_seconds
+        self._profiles = profiles
+        self._config = config
+        self._answers = Answers(config.kept_answers)
+        self._running = 0
 
     async def SearchPlan(
         self, request: pb.SearchPlanRequest, context: Any
-    ) -> AsyncIterator[pb.SearchPlanResponse]:
-        if not 0 < request.seconds <= self._max_search_seconds:
-            raise InvalidInput.at(
-                "seconds", f"is {request.seconds}; give 0 to {self._max_search_seconds}"
-            )
-        started = time.monotonic()
-        plans = self._search.plans(self._task(request), seconds=request.seconds)
-        with span(Span.SEARCH):
-            while (plan := await asyncio.to_thread(next, plans, None)) is not None:
-                yield pb.SearchPlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
+    ) -> AsyncGenerator[pb.SearchPlanResponse, None]:
+        most = self._config.max_search_seconds
+        if not 0 < request.seconds <= most:
+            raise InvalidInput.at("seconds", f"is {request.seconds}; give 0 to {most}")
+        profile = await self._profiles.chosen(request.profile)
+        key = content_key(request, profile)
+        if (known := self._answers.get(key)) is not None:
+            yield known
+            return
+        answer, started = None, time.monotonic()
+        async with aclosing(self._searched(_request(request, profile), request.seconds)) as found:
+            async for answer in found:
+                yield answer
         record(Metric.SEARCH_SECONDS, time.monotonic() - started)
+        if answer is not None and self._search.is_compiled:
+            self._answers.put(key, answer)
 
     async def EstimatePlan(
         self, request: pb.EstimatePlanRequest, context: Any
     ) -> pb.EstimatePlanResponse:
         given = from_proto(request.plan, ExecutionPlan, "plan")
-        plan = await asyncio.to_thread(estimate, self._task(request), given)
+        profile = await self._profiles.chosen(request.profile)
+        plan = await asyncio.to_thread(estimate, _request(request, profile), given)
         return pb.EstimatePlanResponse(plan=to_proto(plan, types_pb2.ExecutionPlan))
 
-    def _task(self, request: pb.SearchPlanRequest | pb.EstimatePlanRequest) -> PlanningTask:
-        experiment = from_proto(request.experiment, Experiment, "experiment")
-        cluster = from_proto(request.cluster, Cluster, "cluster")
-        return PlanningTask(
-            experiment=experiment,
-            graph=build_graph(experiment),
-            architectures={model.model_id: _architecture(model) for model in request.models},
-            cluster=cluster,
-            hardware=self._search.hardware(cluster),
-            mean_prompt_tokens=request.mean_prompt_tokens,
+    async def ListProfiles(
+        self, request: pb.ListProfilesRequest, context: Any
+    ) -> pb.ListProfilesResponse:
+        names = [name for name in await self._profiles.names() if name > request.page_token]
+        size = min(request.page_size or _PAGE, _PAGE)
+        if size < 0:
+            raise InvalidInput.at("page_size", f"is {size} and must not be negative")
+        page = names[:size]
+        return pb.ListProfilesResponse(
+            profiles=[pb.Profile(name=name) for name in page],
+            next_page_token=page[-1] if len(names) > len(page) else "",
         )
+
+    async def GetProfile(
+        self, request: pb.GetProfileRequest, context: Any
+    ) -> pb.GetProfileResponse:
+        content = await self._profiles.get(request.name)
+        return pb.GetProfileResponse(profile=pb.Profile(name=request.name, content=content))
+
+    async def PutProfile(
+        self, request: pb.PutProfileRequest, context: Any
+    ) -> pb.PutProfileResponse:
+        await self._profiles.put(request.profile.name, request.profile.content)
+        return pb.PutProfileResponse(profile=request.profile)
+
+    async def DeleteProfile(
+        self, request: pb.DeleteProfileRequest, context: Any
+    ) -> pb.DeleteProfileResponse:
+        await self._profiles.delete(request.name)
+        return pb.DeleteProfileResponse()
+
+    async def _searched(
+        self, request: PlanningRequest, seconds: float
+    ) -> AsyncGenerator[pb.SearchPlanResponse, None]:
+        """The answers of one search; its thread is told when nobody waits for them any more."""
+        if self._running >= self._config.max_searches:
+            raise ResourceExhausted(
+                f"{self._running} searches run, as many as may; ask again when one has ended"
+            )
+        self._running += 1
+        cancelled = threading.Event()
+        try:
+            plans = self._search.plans(request, seconds=seconds, cancelled=cancelled)
+            with span(Span.SEARCH):
+                while (found := await asyncio.to_thread(next, plans, None)) is not None:
+                    yield _answer(found)
+        finally:
+            cancelled.set()
+            self._running -= 1
+
+
+_PAGE = 100
+"""Most profiles of one page."""
+
+
+def _answer(found: FoundPlan) -> pb.SearchPlanResponse:
+    return pb.SearchPlanResponse(
+        plan=to_proto(found.plan, types_pb2.ExecutionPlan),
+        num_evaluations=found.num_evaluations,
+        lower_bound=found.lower_bound,
+    )
+
+
+def _request(
+    request: pb.SearchPlanRequest | pb.EstimatePlanRequest, profile: str
+) -> PlanningRequest:
+    experiment = from_proto(request.experiment, Experiment, "experiment")
+    cluster = from_proto(request.cluster, Cluster, "cluster")
+    return PlanningRequest(
+        experiment=experiment,
+        graph=build_graph(experiment),
+        architectures={model.model_id: _architecture(model) for model in request.models},
+        cluster=cluster,
+        mean_prompt_tokens=request.mean_prompt_tokens,
+        hardware=(
+            profiled_hardware(cluster.device_kind, profile_from_json(profile)) if profile else None
+        ),
+    )
 
 
 def _architecture(model: pb.PlannedModel) -> ModelArchitecture:

@@ -208,6 +208,8 @@ def _pin_problems(
     for index, pin in enumerate(experiment.pins):
         if pin.call not in names:
             yield Problem(f"pins[{index}].call", f"{pin.call!r} is none of {', '.join(names)}")
+        if pin.mesh is None:
+            continue
         last = pin.mesh.first_device + pin.mesh.num_devices - 1
         if last >= cluster.num_devices:
             yield Problem(

@@ -9,7 +9,7 @@ from realloc.cost.calls import CallCost, estimate_call
 from realloc.cost.hardware import Hardware, hardware_of
 from realloc.cost.memory_parts import MemoryParts, memory_table
 from realloc.dataflow.graph import CallKind, FunctionCall
-from realloc.search.options import workloads_of
+from realloc.search.task import workloads_of
 from services.scheduler.admission import Admission
 
 _STAGING_BYTES = 256 << 20

@@ -79,16 +79,30 @@ class Resumption:
         """Queue the job again that wrote a folder's newest checkpoint, known here or not.
 
         Raises:
-            as `resume_job`.
+            as `resume_job`, and InvalidInput where the job is known with another folder.
         """
         saved = await asyncio.to_thread(newest_saved_job, folder, "folder")
         try:
-            return await self.resume_job(saved.job.job_id)
+            known = await self._jobs.get(saved.job.job_id)
         except NotFound:
-            pass  # another cluster ran it
-        job = resumed(replace(saved.job, state=JobState.PAUSED))
-        admission = await asyncio.to_thread(self._admit, job.experiment)
+            return await self._adopt(saved, folder)
+        if known.experiment.checkpoint.folder != folder:
+            raise InvalidInput.at(
+                "folder",
+                f"{folder} is a copy: job {known.job_id} has its checkpoints in "
+                f"{known.experiment.checkpoint.folder}; submit its experiment with this folder "
+                "and --resume",
+            )
+        return await self.resume_job(known.job_id)
+
+    async def _adopt(self, saved: SavedJob, folder: str) -> Job:
+        """A job of another cluster; its folder may have moved."""
+        settings = replace(saved.job.experiment.checkpoint, folder=folder)
+        experiment = replace(saved.job.experiment, checkpoint=settings)
+        job = resumed(replace(saved.job, experiment=experiment, state=JobState.PAUSED))
+        admission = await asyncio.to_thread(self._admit, experiment)
         check_same_job(admission, saved)
+        await self._check_unused(job)
         return await self._jobs.create(job, saved.reports)
 
     async def _check_resumable(self, job: Job) -> None:

@@ -43,6 +43,7 @@ class OwnedRange:
 def owned_ranges(model: MegatronModel) -> Iterator[OwnedRange]:
     """Every range that this rank owns."""
     optimizer = model.optimizer
+    assert not optimizer.config.use_precision_aware_optimizer  # its states come as copies
     create_state(optimizer.optimizer)  # before its first step Adam has none
     for name, parameter in model.module.named_parameters():
         if parameter not in optimizer.model_param_gbuf_map:

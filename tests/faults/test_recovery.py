@@ -13,12 +13,12 @@ from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
 from tests.support.running_cluster import RunningCluster, experiment
 
-ITERATIONS = 30
+ITERATIONS = 18
 WAIT_SECONDS = 90.0
 
 
 def work(cluster: RunningCluster, folder: Path | None, **checkpoint: Any) -> Experiment:
-    settings = {"folder": str(folder), "every": 3, **checkpoint} if folder else {}
+    settings = {"folder": str(folder), "every": 2, **checkpoint} if folder else {}
     return experiment(cluster.folder, "ppo", iterations=ITERATIONS, checkpoint=settings)
 
 
@@ -54,13 +54,13 @@ def test_a_job_outlives_trainer_param_store_and_scheduler(
         straight.wait()
         expected = numbers(straight.reports())
         job_id = client.submit(work(fragile, tmp_path / "state")).job_id
-    for name, done in (("trainer-1", 2), ("param_store", 8)):
+    for name, done in (("trainer-1", 2), ("param_store", 6)):
         wait_until(fragile, job_id, lambda job, done=done: job.iteration >= done)
         fragile.kill(name, signal.SIGKILL)
         lost = wait_until(fragile, job_id, lambda job: job.recoveries == 1)
         assert name in lost.warning
         wait_until(fragile, job_id, lambda job: job.recoveries == 0)  # a checkpoint later
-    wait_until(fragile, job_id, lambda job: job.iteration >= 14)
+    wait_until(fragile, job_id, lambda job: job.iteration >= 10)
     fragile.kill("scheduler", signal.SIGKILL)
     ended = wait_until(fragile, job_id, lambda job: job.state.is_at_rest)
     assert ended.state is JobState.SUCCEEDED, ended.error
@@ -86,7 +86,7 @@ def test_a_job_goes_on_when_its_scheduler_is_back(fragile: RunningCluster, tmp_p
     """A scheduler that was stopped in good order leaves its job to the next one."""
     with fragile.client() as client:
         job_id = client.submit(work(fragile, tmp_path / "state")).job_id
-    wait_until(fragile, job_id, lambda job: job.iteration >= 4)
+    wait_until(fragile, job_id, lambda job: job.iteration >= 2)
     fragile.stop("scheduler")
     fragile.start("scheduler")
     fragile.wait_ready()

@@ -1,6 +1,6 @@
 """How fast reallocations are planned: a 70B Llama on 128 devices, and a 1T mixture of experts.
 
-    python tools/bench/plan_reallocation.py [--quick]
+    PYTHONPATH=common:. python -m tools.bench.plan_reallocation [--quick]
 
 Prints, for each pair of layouts, the seconds of the plan (everything that chooses who sends
 what in which round), the seconds and the size of one process's program made from it, and how

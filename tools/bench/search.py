@@ -1,6 +1,6 @@
 """Speed and quality of the plan searchers on the problems of ``search_problems.py``.
 
-    PYTHONPATH=common:. python tools/bench/search.py --seconds 30
+    PYTHONPATH=common:. python -m tools.bench.search --seconds 30
 
 Seconds are those of the process on one core, so that a shared machine tells about the searcher
 and not about its neighbours. Prints Markdown tables.

@@ -3,7 +3,7 @@
 The seconds and bytes are of the right size, not measured: they give a searcher what real
 problems have, thousands of options per call, memory that binds, moves that cost.
 
-    python tools/bench/search_problems.py ppo-128 /tmp/ppo-128.npz
+    python -m tools.bench.search_problems ppo-128 /tmp/ppo-128.npz
 """
 
 import argparse

@@ -51,7 +51,7 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--iterations", type=int, default=24)
+    parser.add_argument("--iterations", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     os.chdir(ROOT)
@@ -61,21 +61,24 @@ def main() -> None:
         )
     with TemporaryDirectory() as folder:
         span_seconds = cost_of_a_span(Path(folder))
+        print(f"a span: {span_seconds * 1e6:.1f} µs of CPU, export included", flush=True)
         runs: dict[bool, list[Run]] = {True: [], False: []}
         for number in range(2 * arguments.rounds):
             traced = number % 2 == 0
             run = run_job(Path(folder) / f"run-{number}", arguments.iterations, traced=traced)
             runs[traced].append(run)
             print(
-                f"telemetry {'on ' if traced else 'off'}: {run.iteration_seconds:.4f} s", flush=True
+                f"telemetry {'on ' if traced else 'off'}: {run.iteration_seconds:.4f} s, "
+                f"{run.spans:.0f} spans",
+                flush=True,
             )
+
     with_it, without = (
         statistics.median(run.iteration_seconds for run in runs[traced]) for traced in (True, False)
     )
     spans = statistics.median(run.spans for run in runs[True])
     print(f"an iteration: {with_it:.4f} s with telemetry, {without:.4f} s without")
     print(f"difference: {(with_it - without) / without:+.2%}")
-    print(f"spans: {spans:.0f} of an iteration, {span_seconds * 1e6:.1f} µs each, export included")
     print(f"all of them one after the other: {spans * span_seconds / without:.2%} of an iteration")
 
 

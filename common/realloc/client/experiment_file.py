@@ -5,7 +5,10 @@
     actor: {checkpoint: runs/sft, optimizer: {learning_rate: 1e-4}}
     data: {path: prompts.jsonl, batch_size: 128}
     checkpoint: {folder: runs/ppo-state, every: 10}
-    pins: {actor_gen: d2t1p1@0-1}          # strategy @ first-last device
+    pins:                                  # strategy @ first-last device; or one of the two
+      actor_gen: d2t1p1@0-1
+      actor_train: "@0-1"
+    placement: {max_tensor: 4, headroom: 0.1}
 
 Paths are relative to the working folder and are made absolute: services and clients share a
 file system, but not a working folder.
@@ -13,7 +16,7 @@ file system, but not a working folder.
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ import yaml
 
 from realloc.config import ConfigError, read
 from realloc.core.errors import InvalidInput, Problem
-from realloc.core.experiment import Experiment, ModelSettings
+from realloc.core.experiment import CallPin, Experiment, ModelSettings
+from realloc.core.mesh import DeviceMesh
 from realloc.core.strategy import ParallelStrategy
 
-_PIN = re.compile(r"(\S+)@(\d+)(?:-(\d+))?")
+_PIN = re.compile(r"([^\s@]+)?(?:@(\d+)(?:-(\d+))?)?")
 
 
 def load_experiment(path: str) -> Experiment:
@@ -87,21 +91,35 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute()) if path else path
 
 
+def parse_pin(call: str, text: str) -> CallPin:
+    """Read ``d2t1p1@0-1``, or one of its parts, ``d2t1p1`` or ``@0-1``.
+
+    Raises:
+        InvalidInput: it is of another form.
+    """
+    match = _PIN.fullmatch(text)
+    try:
+        strategy = ParallelStrategy.parse(match[1]) if match and match[1] else None
+    except InvalidInput:
+        match = None
+    if match is None or not text:
+        raise InvalidInput.at(
+            f"pins.{call}", f"{text!r} is not of the form d2t1p1@0-1, d2t1p1 or @0-1"
+        )
+    mesh = None
+    if match[2]:
+        first, last = int(match[2]), int(match[3] or match[2])
+        if last < first:
+            raise InvalidInput.at(f"pins.{call}", f"{text!r} ends before it begins")
+        mesh = DeviceMesh(first_device=first, num_devices=last - first + 1)
+    return CallPin(call=call, mesh=mesh, strategy=strategy)
+
+
 def _pin(call: str, text: Any) -> dict[str, Any]:
-    match = _PIN.fullmatch(str(text))
-    if match is None:
-        raise InvalidInput.at(f"pins.{call}", f"{text!r} is not of the form d2t1p1@0-1")
-    strategy = ParallelStrategy.parse(match[1])
-    first, last = int(match[2]), int(match[3] or match[2])
-    return {
-        "call": call,
-        "mesh": {"first_device": first, "num_devices": last - first + 1},
-        "strategy": {
-            "data": strategy.data,
-            "tensor": strategy.tensor,
-            "pipeline": strategy.pipeline,
-            "virtual_pipeline": strategy.virtual_pipeline,
-            "expert": strategy.expert,
-            "context": strategy.context,
-        },
-    }
+    pin = parse_pin(call, str(text))
+    plain: dict[str, Any] = {"call": call}
+    if pin.mesh:
+        plain["mesh"] = asdict(pin.mesh)
+    if pin.strategy:
+        plain["strategy"] = asdict(pin.strategy)
+    return plain

@@ -9,8 +9,9 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.mesh import Cluster
 from realloc.core.model import ModelArchitecture
-from realloc.cost.hardware import HARDWARE, Hardware
+from realloc.cost.hardware import HARDWARE, Hardware, hardware_of
 from realloc.cost.measured_links import LinkTable, with_measured_links
+from realloc.cost.profile_file import read_profile
 from realloc.cost.profile_fit import profiled_hardware
 from realloc.dataflow.graph import DataflowGraph, GraphModel
 
@@ -19,6 +20,7 @@ _CHARACTERS_PER_TOKEN = 4.0
 """Of English text under the usual vocabularies, roughly."""
 _DEFAULT_PROMPT_TOKENS = 512.0
 _SAMPLED_ROWS = 2000
+_MOST_NODES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,44 +29,56 @@ class PlannedCluster:
 
     cluster: Cluster
     hardware: Hardware
+    """Of the first node."""
+    node_hardware: tuple[Hardware, ...] = ()
+    """Of each node, where they differ."""
 
 
-def parse_cluster(text: str, profile: str = "") -> PlannedCluster:
+def parse_cluster(text: str) -> PlannedCluster:
     """Read ``16xH100:8@3200``: nodes, kind, devices per node, network in Gb/s per node.
 
-    Devices per node and network may be left out: 8, and what the kind usually has.
-
-    Args:
-        profile: file with a profile of such devices; empty for the preset.
+    Devices per node and network may be left out: 8, and what the kind usually has. Nodes of
+    several kinds are joined by ``+`` and counted in that order.
 
     Raises:
         InvalidInput: not of this form, an unknown kind, or sizes that no cluster has.
     """
-    match = _CLUSTER.fullmatch(text.strip())
+    parts = [_parse_nodes(part.strip()) for part in text.split("+")]
+    sizes = {hardware.devices_per_node for _, hardware in parts}
+    if len(sizes) > 1:
+        raise InvalidInput.at(
+            "cluster", f"{text!r} has nodes of {sizes} devices; all need the same number"
+        )
+    nodes = tuple(hardware for number, hardware in parts for _ in range(number))
+    return PlannedCluster(
+        cluster=Cluster(
+            num_nodes=len(nodes),
+            devices_per_node=nodes[0].devices_per_node,
+            device_kind="+".join(dict.fromkeys(hardware.name for hardware in nodes)),
+            device_memory_bytes=max(hardware.memory_bytes for hardware in nodes),
+        ),
+        hardware=nodes[0],
+        node_hardware=nodes if len({hardware.name for hardware in nodes}) > 1 else (),
+    )
+
+
+def _parse_nodes(text: str) -> tuple[int, Hardware]:
+    """Nodes of one kind: how many, and what their devices can do."""
+    match = _CLUSTER.fullmatch(text)
     if match is None:
         raise InvalidInput.at("cluster", f"{text!r} is not of the form 16xH100:8 or 4xA100:8@800")
     nodes, kind, size, network = match.groups()
     names = {name.lower(): name for name in HARDWARE}
     if kind.lower() not in names:
         raise InvalidInput.at("cluster", f"{kind!r} is unknown hardware; known: {_known()}")
-    hardware = profiled_hardware(names[kind.lower()], profile)
+    hardware = hardware_of(names[kind.lower()])
     per_node = int(size or hardware.devices_per_node)
-    if int(nodes) < 1 or not 1 <= per_node <= 64 or per_node & (per_node - 1):
+    if not 1 <= int(nodes) <= _MOST_NODES or not 1 <= per_node <= 64 or per_node & (per_node - 1):
         raise InvalidInput.at(
-            "cluster", f"{text!r} needs at least one node of 1, 2, 4, … 64 devices"
+            "cluster", f"{text!r} needs 1 to {_MOST_NODES} nodes of 1, 2, 4, … 64 devices"
         )
     hardware = hardware.with_node_size(per_node)
-    if network:
-        hardware = hardware.with_network(float(network))
-    return PlannedCluster(
-        cluster=Cluster(
-            num_nodes=int(nodes),
-            devices_per_node=per_node,
-            device_kind=names[kind.lower()],
-            device_memory_bytes=hardware.memory_bytes,
-        ),
-        hardware=hardware,
-    )
+    return int(nodes), hardware.with_network(float(network)) if network else hardware
 
 
 def with_links(planned: PlannedCluster, path: Path) -> PlannedCluster:
@@ -79,7 +93,30 @@ def with_links(planned: PlannedCluster, path: Path) -> PlannedCluster:
         raise InvalidInput.at("--links", f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InvalidInput.at("--links", f"{path} is not JSON: {error}") from error
-    return replace(planned, hardware=with_measured_links(planned.hardware, table))
+    return replace(
+        planned,
+        hardware=with_measured_links(planned.hardware, table),
+        node_hardware=tuple(with_measured_links(kind, table) for kind in planned.node_hardware),
+    )
+
+
+def with_profile(planned: PlannedCluster, path: Path) -> PlannedCluster:
+    """The same cluster of devices that were profiled (``tools/profile_hardware.py``).
+
+    Raises:
+        InvalidInput: the file cannot be read, is no profile or one of another kind; or nodes
+            differ, of which one profile says nothing.
+    """
+    if planned.node_hardware:
+        raise InvalidInput.at("--profile", "is of one kind of device and the nodes differ")
+    measured = profiled_hardware(planned.cluster.device_kind, read_profile(path))
+    cluster = replace(planned.cluster, device_memory_bytes=measured.memory_bytes)
+    hardware = replace(
+        measured,
+        network=planned.hardware.network,
+        devices_per_node=planned.cluster.devices_per_node,
+    )
+    return replace(planned, cluster=cluster, hardware=hardware)
 
 
 def architectures_of(experiment: Experiment, graph: DataflowGraph) -> dict[str, ModelArchitecture]:

@@ -4,6 +4,7 @@ from html import escape
 
 from realloc.core.mesh import DeviceMesh
 from realloc.cost.simulator import Work, WorkKind
+from realloc.search.front import PlanFront
 from realloc.search.planning import PlannedIteration
 
 _COLORS = (
@@ -19,7 +20,7 @@ _COLORS = (
 )
 _WIDTH = 1000
 _HEIGHT = 360
-_LEFT = 60
+_LEFT = 80
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222; }
@@ -30,7 +31,7 @@ svg { width: 100%; height: auto; } text { font: 12px system-ui, sans-serif; fill
 """
 
 
-def render_page(planned: PlannedIteration) -> str:
+def render_page(planned: PlannedIteration, front: PlanFront | None = None) -> str:
     """HTML without anything to load."""
     names = [option.call for option in planned.chosen]
     colors = {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(names)}
@@ -45,13 +46,14 @@ def render_page(planned: PlannedIteration) -> str:
 <html lang="en"><meta charset="utf-8"><title>Plan for {escape(title)}</title>
 <style>{_STYLE}</style>
 <h1>{result.seconds:.2f} s per iteration on {escape(title)}</h1>
-<p>Lower bound {result.lower_bound:.2f} s (gap {100 * result.gap:.1f} %). Every call on the whole
+<p>{result.proof.capitalize()} (lower bound {result.lower_bound:.2f} s). Every call on the whole
 cluster: {planned.heuristic_seconds:.2f} s; this plan does
 {100 * (planned.speedup - 1):.0f} % more iterations per hour.</p>
 <h2>Devices over time</h2><p>{keys}; pale: reallocation</p>
 {_chart(planned, colors)}
 <h2>Placements</h2>{_placements(planned)}
 <h2>Memory</h2>{_memory(planned)}
+{_front(front) if front else ""}
 </html>
 """
 
@@ -98,12 +100,12 @@ def _iteration_line(end: float, span: float) -> str:
 def _placements(planned: PlannedIteration) -> str:
     rows = "".join(
         f"<tr><td>{escape(option.call)}<td>{option.mesh}<td>{option.strategy}"
-        f'<td class="n">{option.micro_batch_tokens:,}<td>{"yes" if option.recompute else ""}'
+        f'<td class="n">{option.micro_batch_tokens:,}<td>{", ".join(option.notes)}'
         f'<td class="n">{option.cost.seconds:.2f}<td class="n">{option.cost.peak_bytes / 2**30:.1f}'
         for option in planned.chosen
     )
     return (
-        "<table><tr><th>call<th>devices<th>strategy<th>micro-batch tokens<th>recompute"
+        "<table><tr><th>call<th>devices<th>strategy<th>micro-batch tokens<th>with"
         f"<th>seconds<th>GiB{rows}</table>"
     )
 
@@ -122,4 +124,33 @@ def _memory(planned: PlannedIteration) -> str:
         f"<p>Predicted peak per device, of {capacity / 2**30:.1f} GiB.</p>"
         f'<svg viewBox="0 0 {_WIDTH + _LEFT} 125"><line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="0" '
         f'y2="0" stroke="#b64d57"/>{bars}</svg>'
+    )
+
+
+def _front(front: PlanFront) -> str:
+    """Seconds per iteration over device-seconds per sample, and the same as a table."""
+    slowest = max(plan.seconds for plan in front.plans)
+    dearest = max(plan.cost for plan in front.plans)
+    dots, rows = "", ""
+    for plan in front.plans:
+        x = _LEFT + 0.9 * _WIDTH * plan.cost / dearest
+        y = 20 + 180 * (1 - plan.seconds / slowest)
+        label = f"{plan.num_devices} devices"
+        dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#3b6fb6"><title>{label}</title>'
+        dots += f'</circle><text x="{x + 8:.1f}" y="{y + 4:.1f}">{label}</text>'
+        rows += (
+            f'<tr><td class="n">{plan.num_devices}<td class="n">{plan.seconds:.2f}'
+            f'<td class="n">{plan.cost:.3f}'
+        )
+    axes = (
+        f'<line x1="{_LEFT}" x2="{_LEFT}" y1="10" y2="200" stroke="#222"/>'
+        f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="200" y2="200" stroke="#222"/>'
+        f'<text x="0" y="20">{slowest:.1f} s</text>'
+        f'<text x="{_WIDTH - 180}" y="218">device-seconds per sample, to {dearest:.2f}</text>'
+    )
+    return (
+        "<h2>What more devices buy</h2>"
+        f'<svg viewBox="0 0 {_WIDTH + _LEFT} 225" role="img">{axes}{dots}</svg>'
+        f"<table><tr><th>devices<th>seconds per iteration<th>device-seconds per sample{rows}"
+        "</table>"
     )

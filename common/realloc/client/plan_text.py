@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from realloc.cost.timeline_text import render_chart
+from realloc.search.front import PlanFront
 from realloc.search.planning import PlannedIteration
 
 _SHOWN_ITERATIONS = 2
@@ -24,14 +25,9 @@ def render_plan(planned: PlannedIteration) -> str:
 def _summary(planned: PlannedIteration) -> str:
     result = planned.result
     percent = 100 * (planned.speedup - 1)
-    proof = (
-        "proven optimal for this model of costs"
-        if result.gap == 0
-        else (f"at most {100 * result.gap:.1f} % above the optimum")
-    )
     return "\n".join(
         (
-            f"{result.seconds:.2f} s per iteration, {proof} "
+            f"{result.seconds:.2f} s per iteration, {result.proof} "
             f"(lower bound {result.lower_bound:.2f} s)",
             f"{planned.heuristic_seconds:.2f} s with every call on the whole cluster: "
             f"this plan does {percent:.0f} % more iterations per hour",
@@ -39,8 +35,25 @@ def _summary(planned: PlannedIteration) -> str:
     )
 
 
+def render_front(front: PlanFront) -> str:
+    """A line per plan, from slow and cheap to fast and dear."""
+    rows = [("devices", "s per iteration", "device-s per sample", "bound", "gap")]
+    for planned in front.plans:
+        result = planned.result
+        rows.append(
+            (
+                str(planned.num_devices),
+                f"{result.seconds:.2f}",
+                f"{planned.cost:.3f}",
+                f"{result.lower_bound:.2f}",
+                f"{100 * result.gap:.1f} %",
+            )
+        )
+    return aligned(rows, right=(0, 1, 2, 3, 4)) + "\n"
+
+
 def _placements(planned: PlannedIteration) -> str:
-    heads = ("call", "devices", "strategy", "micro-batch", "recompute", "seconds", "GiB")
+    heads = ("call", "devices", "strategy", "micro-batch", "with", "seconds", "GiB")
     rows = [heads]
     for option in planned.chosen:
         rows.append(
@@ -49,7 +62,7 @@ def _placements(planned: PlannedIteration) -> str:
                 str(option.mesh),
                 str(option.strategy),
                 f"{option.micro_batch_tokens:,} tok" if option.micro_batch_tokens else "",
-                "yes" if option.recompute else "",
+                ", ".join(option.notes),
                 f"{option.cost.seconds:.2f}",
                 f"{option.cost.peak_bytes / 2**30:.1f}",
             )

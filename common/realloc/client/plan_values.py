@@ -3,6 +3,7 @@
 from typing import Any
 
 from realloc.cost.simulator import Work, WorkKind
+from realloc.search.front import PlanFront
 from realloc.search.planning import PlannedIteration
 from realloc.search.text import result_as_json
 
@@ -16,6 +17,8 @@ def plan_as_json(planned: PlannedIteration) -> dict[str, Any]:
         "gap": planned.result.gap,
         "heuristic_seconds": planned.heuristic_seconds,
         "speedup": planned.speedup,
+        "num_devices": planned.num_devices,
+        "device_seconds_per_sample": planned.cost,
         "reallocation_seconds": planned.plan.predicted_reallocation_seconds,
         "cluster": {
             "num_nodes": cluster.num_nodes,
@@ -31,7 +34,10 @@ def plan_as_json(planned: PlannedIteration) -> dict[str, Any]:
                 "num_devices": option.mesh.num_devices,
                 "strategy": str(option.strategy),
                 "micro_batch_tokens": option.micro_batch_tokens,
-                "recompute": option.recompute,
+                "recompute": option.choices.recompute,
+                "offload": option.choices.offload,
+                "sequence_parallel": option.choices.sequence_parallel,
+                "host_bytes": option.cost.host_bytes,
                 "seconds": option.cost.seconds,
                 "resident_bytes": option.cost.resident_bytes,
                 "active_bytes": option.cost.active_bytes,
@@ -42,6 +48,14 @@ def plan_as_json(planned: PlannedIteration) -> dict[str, Any]:
         "timeline": [_work(work) for work in planned.timeline().works],
         "search": result_as_json(planned.result),
     }
+
+
+def front_as_json(front: PlanFront) -> list[dict[str, Any]]:
+    """A plan per point, without its timeline."""
+    points = [plan_as_json(planned) for planned in front.plans]
+    for point in points:
+        del point["timeline"]
+    return points
 
 
 def _work(work: Work) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def pause_job(arguments: argparse.Namespace) -> int:
 def resume_job(arguments: argparse.Namespace) -> int:
     """Queue a job again, named by its id or by its checkpoint folder."""
     with Client(arguments.address) as client:
-        if Path(arguments.job).is_dir():
+        if "/" in arguments.job or Path(arguments.job).is_dir():
             handle = client.resume(folder=str(Path(arguments.job).absolute()))
         else:
             handle = client.resume(arguments.job)

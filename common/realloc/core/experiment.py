@@ -8,6 +8,7 @@ from realloc.core.mesh import DeviceMesh
 from realloc.core.settings import (
     GenerationSettings,
     OptimizerSettings,
+    PlacementSettings,
     PpoSettings,
     RewardSettings,
 )
@@ -62,12 +63,12 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallPin:
-    """A placement that the user fixes."""
+    """What the user fixes of a call's placement; the search chooses the rest."""
 
     call: str
     """Name of the function call."""
-    mesh: DeviceMesh
-    strategy: ParallelStrategy
+    mesh: DeviceMesh | None = None
+    strategy: ParallelStrategy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,8 @@ class Experiment:
     ppo: PpoSettings = field(default_factory=PpoSettings)
     pins: tuple[CallPin, ...] = ()
     """Calls whose placement the user fixes; the search places the others."""
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
+    """What holds for the placement of all calls."""
     max_tokens_per_micro_batch: int = 16_384
     """Packed tokens of a forward pass."""
     dtype: str = "float32"
@@ -141,7 +144,9 @@ def _problems(experiment: Experiment) -> Iterator[Problem]:
             f"is {experiment.ppo.mini_batches} and a batch has {rollouts} rollouts",
         )
     for index, pin in enumerate(experiment.pins):
-        if pin.strategy.num_ranks != pin.mesh.num_devices:
+        if pin.mesh is None and pin.strategy is None:
+            yield Problem(f"pins[{index}]", "fixes neither devices nor a strategy")
+        elif pin.mesh and pin.strategy and pin.strategy.num_ranks != pin.mesh.num_devices:
             yield Problem(
                 f"pins[{index}].strategy",
                 f"{pin.strategy} has {pin.strategy.num_ranks} ranks and the mesh "

@@ -1,6 +1,7 @@
 """Settings of optimizers, losses and sampling: what an experiment may tune."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +77,29 @@ class RewardSettings:
     """Wall-clock limit of one call."""
     memory_bytes: int = 2 << 30
     """Address space that the reward process may use."""
+
+
+class GenerationPlacement(Enum):
+    """Where rollouts run, seen from the training of the same model."""
+
+    ANY = "any"
+    COLOCATED = "colocated"
+    """On the same devices, in turns: both on all usable ones."""
+    DISJOINT = "disjoint"
+    """On devices of their own: the first ones of the cluster; training on the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementSettings:
+    """What an execution plan may do, beside the pins of single calls."""
+
+    generation: GenerationPlacement = GenerationPlacement.ANY
+    """Rollouts on the devices of training or on others."""
+    max_tensor: int = 0
+    """Largest tensor degree; 0 for the devices of a node."""
+    headroom: float = 0.0
+    """Share of each device's memory that stays free, from 0 to below 1."""
+    avoided_nodes: tuple[int, ...] = ()
+    """Nodes, counted from 0, that the plan leaves out."""
+    keep_on_device: bool = False
+    """Nothing waits in the host's memory between calls."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,6 @@ from realloc.cost.profile import (
     estimated_seconds,
     sample_shape,
 )
-from realloc.cost.profile_file import read_profile
 from realloc.cost.ratios import Ratio, RatioTable, Work
 
 Floats = NDArray[np.float64]
@@ -86,19 +84,15 @@ def fit_profile(profile: Profile) -> ProfileFit:
     )
 
 
-def profiled_hardware(device_kind: str, path: str = "") -> Hardware:
-    """The hardware of a device kind: as a profile's file has it, or the preset without one.
+def profiled_hardware(device_kind: str, profile: Profile) -> Hardware:
+    """The hardware of a device kind, as a profile of such a device has it.
 
     Raises:
-        InvalidInput: an unknown kind, an unreadable file, or a profile of another kind.
+        InvalidInput: an unknown kind, or a profile of another one.
     """
-    preset = hardware_of(device_kind)
-    if not path:
-        return preset
-    profile = read_profile(Path(path))
-    if hardware_of(profile.preset) is not preset:
+    if hardware_of(profile.preset) is not hardware_of(device_kind):
         raise InvalidInput.at(
-            "profile", f"{path} is of {profile.preset} and the cluster has {device_kind}"
+            "profile", f"is of {profile.preset} and the cluster has {device_kind}"
         )
     return fit_profile(profile).hardware
 

@@ -23,10 +23,13 @@ class TransferLimits:
     Messages to oneself count for nothing where buffers are separate: they need no staging.
     """
 
-    staging_bytes: int = 256 << 20
-    """Bytes that one endpoint sends in one round, and bytes that it receives in one. What is
-    passed on waits for whole rounds, and every round costs each endpoint some work; staging
-    itself is bounded by the executor's buffers, through which a round moves in chunks."""
+    staging_bytes: int = 1 << 30
+    """Bytes that one endpoint sends in one round, and bytes that it receives in one. Every round
+    costs each endpoint some work. (An executor moves a round in chunks, so that it needs much
+    less memory for staging.)"""
+    forward_bytes: int = 64 << 20
+    """The same in plans where endpoints pass on what they receive: that waits for two rounds, so
+    these are short."""
     max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""
@@ -35,7 +38,11 @@ class TransferLimits:
     def __post_init__(self) -> None:
         raise_problems(
             Problem(name, f"is {getattr(self, name)} and must be at least {least}")
-            for name, least in (("staging_bytes", 8 * self.max_operations), ("max_operations", 2))
+            for name, least in (
+                ("staging_bytes", 8 * self.max_operations),
+                ("forward_bytes", 8 * self.max_operations),
+                ("max_operations", 2),
+            )
             if getattr(self, name) < least
         )
 

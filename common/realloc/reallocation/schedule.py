@@ -67,7 +67,10 @@ def make_schedule(
     window = _windows(routes, pair_flow, sender, receiver, num_endpoints, limits)
     shared = limits.buffers is Buffers.SHARED
     busiest = _busiest(routes, pair_flow, window, num_endpoints, with_own=shared)
-    capacity = limits.staging_bytes // element_bytes
+    bound, round_bytes = "staging_bytes", limits.staging_bytes
+    if len(routes.forwards) and limits.forward_bytes < round_bytes:
+        bound, round_bytes = "forward_bytes", limits.forward_bytes
+    capacity = round_bytes // element_bytes
     row = int(lines.atoms.cols.max(initial=1))
     whole_rows = busiest.streams * row <= capacity // 2
     slack = busiest.streams * (row if whole_rows else 1)
@@ -76,8 +79,7 @@ def make_schedule(
         slack = 0
     if slack >= capacity:
         raise InvalidInput.at(
-            "limits.staging_bytes",
-            f"is {limits.staging_bytes}; raise it to {2 * slack * element_bytes}",
+            f"limits.{bound}", f"is {round_bytes}; raise it to {2 * slack * element_bytes}"
         )
     shares = max(1, -(-busiest.elements // (capacity - slack)))
     rounds = shares + (FORWARD_DELAY if len(routes.forwards) else 0)

@@ -9,8 +9,6 @@ try:
 except ImportError:  # the light client
     trace = None  # type: ignore[assignment]  # the light client has no OpenTelemetry
 
-UNTRACED = ("grpc.health.", "grpc.reflection.")
-
 
 class ClientSpan:
     """Starts with the call; ends once, with the name of its status code."""
@@ -19,7 +17,7 @@ class ClientSpan:
         self.metadata: tuple[tuple[str, str], ...] = ()
         """What the call sends along so that the server's span becomes a child."""
         self._span: Any = None
-        if trace is None or method.startswith(UNTRACED):
+        if trace is None or method.startswith(names.WITHOUT_SPANS):
             return
         tracer = tracer or trace.get_tracer("realloc.rpc")
         attributes = names.rpc_attributes(method) | {names.Attribute.SERVER_ADDRESS: address}

@@ -11,10 +11,9 @@ from opentelemetry import propagate
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from realloc.rpc.interception import AroundCall
-from realloc.telemetry.names import Attribute, Metric, rpc_attributes
+from realloc.telemetry.names import WITHOUT_SPANS, Attribute, Metric, rpc_attributes
 from realloc.telemetry.spans import record
 
-UNTRACED = ("grpc.health.", "grpc.reflection.")
 _codes = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -23,7 +22,7 @@ def traced_calls(tracer: Tracer) -> AroundCall:
 
     @asynccontextmanager
     async def around(method: str, context: Any) -> AsyncIterator[None]:
-        if method.startswith(UNTRACED):
+        if method.startswith(WITHOUT_SPANS):
             yield
             return
         carrier = dict(context.invocation_metadata() or ())

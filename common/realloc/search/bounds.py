@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.search.compilation import compiled, inlined
+from realloc.search.linear_program import solve
 from realloc.search.relaxation import MAX_CALLS_WITH_MEMORY, Relaxation
 
 Ints = NDArray[np.int64]
@@ -37,13 +38,15 @@ def choice_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights
         weights: [T], filled with the tasks' weights, for `weighted_bound`; zeros where the
             graph has no windows.
     """
-    if _overflows(r, ints, reals, choice):
+    _fill_mates(r, ints, reals, choice)
+    if _overflows(r, ints, reals, choice) or _overflows_where_known(r, ints, choice):
         return np.inf
-    _fill_tasks(r, ints, reals, choice)
+    _fill_seconds(r, ints, reals, choice)
+    _fill_clashes(r, ints, reals, choice)
     if r.num_together == 0:
         return _unrolled_bound(r, ints, reals, choice)
     fitting = _fitting_sets(r, ints, reals)
-    _solve(r, ints, reals, fitting, weights)
+    solve(r, ints, reals, fitting, weights)
     return _weigh(r, ints, reals, fitting, weights)
 
 
@@ -52,7 +55,7 @@ def weighted_bound(
     r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats
 ) -> float:
     """The bound by the weights of a choice that contains this one; cheaper and weaker."""
-    _fill_tasks(r, ints, reals, choice)
+    _fill_seconds(r, ints, reals, choice)
     bound = 0.0
     for t in range(r.num_tasks):
         bound += weights[t] * reals[r.task_seconds + t]
@@ -60,11 +63,60 @@ def weighted_bound(
 
 
 @inlined
+def _fill_mates(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
+    """Of each call the earlier calls that may hold the same model in the same layout."""
+    for c in range(r.num_calls):
+        ints[r.mates + c] = 0
+        for d in range(c):
+            if ints[r.model + d] == ints[r.model + c] and _may_share(r, ints, reals, choice, c, d):
+                ints[r.mates + c] |= 1 << d
+
+
+@inlined
+def _may_share(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int, d: int) -> bool:
+    """Whether two calls of one model may have one layout; equal layouts have equal devices."""
+    a = choice[c]
+    b = choice[d]
+    if not (ints[r.has_layout + a] and ints[r.has_layout + b]):
+        return False
+    if ints[r.option + a] >= 0 and ints[r.option + b] >= 0:
+        return bool(ints[r.layout + ints[r.option + a]] == ints[r.layout + ints[r.option + b]])
+    if (
+        ints[r.hull_first + a] >= ints[r.hull_last + b]
+        or ints[r.hull_first + b] >= ints[r.hull_last + a]
+    ):
+        return False
+    train = ints[r.train + c]
+    if train != c and train != d:
+        return True
+    other = d if train == c else c
+    at = ints[r.least_start + other]
+    at += ints[r.group + choice[train]] * ints[r.least_columns + other]
+    return bool(reals[r.apart + at + ints[r.group + choice[other]]] == 0.0)
+
+
+@inlined
+def _added_bytes(r: Relaxation, ints: Ints, choice: Ints, c: int, others: int) -> int:
+    """Resident bytes that a call adds to those of other calls on a device, at least.
+
+    Calls of one layout hold the largest figure among them, once. Taken in the order of their
+    positions, each adds at most its excess over those before it; counting the excess over all
+    that may share its layout never counts more.
+    """
+    held = 0
+    mates = ints[r.mates + c] & others
+    if mates:
+        for d in range(c):
+            if (mates >> d) & 1:
+                held = max(held, ints[r.resident + choice[d]])
+    return int(max(0, ints[r.resident + choice[c]] - held))
+
+
+@inlined
 def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
     """Some calls that must meet on a device need more memory than it has.
 
-    Calls that leave out fewer devices, all together, than there are, have one in common. Two
-    calls of one trained model hold its weights once where their layouts may be equal.
+    Calls that leave out fewer devices, all together, than there are, have one in common.
     """
     if r.num_calls > MAX_CALLS_WITH_MEMORY:
         return False
@@ -73,25 +125,15 @@ def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
     ints[r.largest] = 0
     for c in range(r.num_calls):
         bit = 1 << c
-        node = choice[c]
-        left_out = r.num_devices - ints[r.num_devices_of + node]
-        active = ints[r.active + node]
-        resident = ints[r.resident + node]
-        partner = ints[r.partner + c]
-        shared = 0
-        if partner == -2:
-            resident = 0
-        elif 0 <= partner < c and not _are_apart(r, ints, reals, choice, c, partner):
-            shared = min(resident, ints[r.resident + choice[partner]])
+        left_out = r.num_devices - ints[r.num_devices_of + choice[c]]
+        active = ints[r.active + choice[c]]
         for others in range(bit):
             chosen = others | bit
             out = ints[r.left_out + others] + left_out
             ints[r.left_out + chosen] = out
             if out >= r.num_devices:
                 continue
-            held = ints[r.held + others] + resident
-            if shared > 0 and (others >> partner) & 1:
-                held -= shared
+            held = ints[r.held + others] + _added_bytes(r, ints, choice, c, others)
             most = max(ints[r.largest + others], active)
             ints[r.held + chosen] = held
             ints[r.largest + chosen] = most
@@ -101,19 +143,25 @@ def _overflows(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
 
 
 @inlined
-def _are_apart(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, one: int, two: int) -> bool:
-    """Whether the options of a train call and its partner have no layout in common."""
-    train = ints[r.train + one]
-    other = two if train == one else one
-    first = ints[r.option + choice[train]]
-    second = ints[r.option + choice[other]]
-    if first >= 0 and second >= 0:
-        layout = ints[r.layout + first]
-        return bool(layout < 0 or layout != ints[r.layout + second])
-    at = (
-        ints[r.least_start + other] + ints[r.coarse + choice[train]] * ints[r.least_columns + other]
-    )
-    return bool(reals[r.apart + at + ints[r.coarse + choice[other]]] > 0.0)
+def _overflows_where_known(r: Relaxation, ints: Ints, choice: Ints) -> bool:
+    """The calls whose options all have a certain device in common do not fit it."""
+    for c in range(r.num_calls):
+        device = ints[r.core_first + choice[c]]
+        if device >= ints[r.core_last + choice[c]]:
+            continue
+        present = 0
+        for d in range(r.num_calls):
+            first = ints[r.core_first + choice[d]]
+            present |= int(first <= device < ints[r.core_last + choice[d]]) << d
+        held = 0
+        active = 0
+        for d in range(r.num_calls):
+            if (present >> d) & 1:
+                held += _added_bytes(r, ints, choice, d, present)
+                active = max(active, ints[r.active + choice[d]])
+        if held + active > r.device_memory_bytes:
+            return True
+    return False
 
 
 @inlined
@@ -129,24 +177,29 @@ def _move_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int
             return 0.0
         at = ints[r.matrix_start + c] + source * ints[r.matrix_size + c] + target
         return float(reals[r.matrix + at])
-    at = ints[r.least_start + c] + ints[r.coarse + choice[t]] * ints[r.least_columns + c]
-    return float(reals[r.least + at + ints[r.coarse + choice[c]]])
+    at = ints[r.least_start + c] + ints[r.group + choice[t]] * ints[r.least_columns + c]
+    return float(reals[r.least + at + ints[r.group + choice[c]]])
 
 
 @inlined
-def _fill_tasks(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
+def _fill_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
     """Fewest seconds of every task."""
     for c in range(r.num_calls):
         reals[r.task_seconds + c] = reals[r.seconds + choice[c]]
     for t in range(r.num_calls, r.num_tasks):
         c = ints[r.mover + t]
         reals[r.task_seconds + t] = _move_seconds(r, ints, reals, choice, c)
+
+
+@inlined
+def _fill_clashes(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
+    """Fewest devices of every task, and which tasks it cannot run together with."""
     for c in range(r.num_calls):
         ints[r.task_devices + c] = ints[r.num_devices_of + choice[c]]
         ints[r.task_clash + c] = 0
     for c in range(r.num_calls):
         for d in range(c):
-            if _must_meet(r, ints, choice, c, d):
+            if _must_meet(r, ints, choice[c], choice[d]):
                 ints[r.task_clash + c] |= 1 << d
                 ints[r.task_clash + d] |= 1 << c
     for t in range(r.num_calls, r.num_tasks):
@@ -159,17 +212,23 @@ def _fill_tasks(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
 
 
 @inlined
-def _must_meet(r: Relaxation, ints: Ints, choice: Ints, c: int, d: int) -> bool:
-    """Whether any two options of two calls share a device, as far as is known."""
-    if ints[r.task_devices + c] + ints[r.task_devices + d] > r.num_devices:
+def _must_meet(r: Relaxation, ints: Ints, a: int, b: int) -> bool:
+    """Whether any option of one set shares a device with any of another."""
+    if ints[r.num_devices_of + a] + ints[r.num_devices_of + b] > r.num_devices:
         return True
-    one = ints[r.option + choice[c]]
-    two = ints[r.option + choice[d]]
-    if one < 0 or two < 0:
-        return False
-    return bool(
-        ints[r.first + one] < ints[r.last + two] and ints[r.first + two] < ints[r.last + one]
-    )
+    first = max(ints[r.core_first + a], ints[r.core_first + b])
+    if first < min(ints[r.core_last + a], ints[r.core_last + b]):
+        return True
+    return _is_crowded(r, ints, a, b) or _is_crowded(r, ints, b, a)
+
+
+@inlined
+def _is_crowded(r: Relaxation, ints: Ints, a: int, b: int) -> bool:
+    """Whether the devices that all of `a` has leave none of `b` room on either side."""
+    first = ints[r.core_first + a]
+    last = ints[r.core_last + a]
+    room = max(first - ints[r.hull_first + b], ints[r.hull_last + b] - last)
+    return bool(first < last and room < ints[r.num_devices_of + b])
 
 
 @inlined
@@ -206,8 +265,8 @@ def _surely_moves(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int
         source = ints[r.layout + one]
         target = ints[r.layout + two]
         return bool(source >= 0 and target >= 0 and source != target)
-    at = ints[r.least_start + c] + ints[r.coarse + choice[train]] * ints[r.least_columns + c]
-    return bool(reals[r.moved + at + ints[r.coarse + choice[c]]] > 0.0)
+    at = ints[r.least_start + c] + ints[r.group + choice[train]] * ints[r.least_columns + c]
+    return bool(reals[r.moved + at + ints[r.group + choice[c]]] > 0.0)
 
 
 @inlined
@@ -222,17 +281,28 @@ def _fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
     worth = 0
     for t in range(r.num_tasks):
         worth |= int(reals[r.task_seconds + t] > 0.0) << t
-    found = 0
     for i in range(r.num_together):
-        chosen = ints[r.together + i] & worth
-        devices = 0
-        clash = 0
-        for t in range(r.num_tasks):
-            if (chosen >> t) & 1:
-                devices += ints[r.task_devices + t]
-                clash |= ints[r.task_clash + t]
-        if chosen == 0 or devices > r.num_devices or (clash & chosen) != 0:
+        chosen = ints[r.together + i]
+        before = ints[r.without_last + i]
+        last = 0
+        while chosen >> (last + 1):
+            last += 1
+        devices = ints[r.task_devices + last]
+        clash = ints[r.task_clash + last]
+        fits = (worth >> last) & 1
+        if before >= 0:
+            fits &= int(ints[r.set_devices + before] >= 0)
+            devices += ints[r.set_devices + before]
+            clash |= ints[r.set_clash + before]
+        fits &= int(devices <= r.num_devices) & int((clash & chosen) == 0)
+        ints[r.set_devices + i] = devices if fits else -1
+        ints[r.set_clash + i] = clash
+    found = 0
+    for k in range(r.num_together):
+        i = ints[r.by_size + k]
+        if ints[r.set_devices + i] < 0:
             continue
+        chosen = ints[r.together + i]
         covered = False
         for j in range(found):
             if ints[r.fitting + j] & chosen == chosen:
@@ -242,76 +312,6 @@ def _fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
             ints[r.fitting + found] = chosen
             found += 1
     return found
-
-
-@inlined
-def _solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats) -> None:
-    """Maximise Σ weight × seconds with no fitting set above 1: the simplex method.
-
-    The tableau holds nonbasic columns only. Any tableau on the way is a feasible answer, so
-    the method may stop early.
-    """
-    columns = r.num_tasks
-    width = columns + 1
-    tableau = r.tableau
-    for i in range(rows):
-        chosen = ints[r.fitting + i]
-        for t in range(columns):
-            reals[tableau + i * width + t] = float((chosen >> t) & 1)
-        reals[tableau + i * width + columns] = 1.0
-        ints[r.row_label + i] = columns + i
-    objective = tableau + rows * width
-    for t in range(columns):
-        reals[objective + t] = -reals[r.task_seconds + t]
-        ints[r.column_label + t] = t
-    reals[objective + columns] = 0.0
-    for _ in range(6 * columns + 10):
-        pivot_column = 0
-        for t in range(1, columns):
-            if reals[objective + t] < reals[objective + pivot_column]:
-                pivot_column = t
-        scale = abs(reals[objective + columns]) + 1e-300
-        if reals[objective + pivot_column] >= -1e-12 * scale:
-            break
-        pivot_row = -1
-        least = np.inf
-        for i in range(rows):
-            entry = reals[tableau + i * width + pivot_column]
-            if entry > 1e-9:
-                ratio = reals[tableau + i * width + columns] / entry
-                if ratio < least:
-                    least = ratio
-                    pivot_row = i
-        if pivot_row < 0:
-            break
-        _pivot(reals, tableau, rows, width, pivot_row, pivot_column)
-        label = ints[r.row_label + pivot_row]
-        ints[r.row_label + pivot_row] = ints[r.column_label + pivot_column]
-        ints[r.column_label + pivot_column] = label
-    for t in range(columns):
-        weights[t] = 0.0
-    for i in range(rows):
-        if ints[r.row_label + i] < columns:
-            value = reals[tableau + i * width + columns]
-            weights[ints[r.row_label + i]] = max(0.0, value)
-
-
-@inlined
-def _pivot(reals: Floats, tableau: int, rows: int, width: int, row: int, column: int) -> None:
-    """Exchange a basic and a nonbasic variable."""
-    at = tableau + row * width
-    inverse = 1.0 / reals[at + column]
-    for j in range(width):
-        reals[at + j] *= inverse
-    for i in range(rows + 1):
-        if i != row:
-            line = tableau + i * width
-            factor = reals[line + column]
-            if factor != 0.0:
-                for j in range(width):
-                    reals[line + j] -= factor * reals[at + j]
-                reals[line + column] = -factor * inverse
-    reals[at + column] = inverse
 
 
 @inlined

@@ -1,15 +1,15 @@
-"""Branch and bound over sets of options: proves how good a plan can be.
+"""Branch and bound: the least bound first, so that what is left proves more and more.
 
-One *pass* has a target. It walks depth first through choices of option sets, leaves out every
-choice whose bound reaches the target, and simulates the plans at the leaves. A pass that ends
-has seen every plan that could be faster than its target, so the target (or the best plan, if
-that is faster) is a lower bound. Passes with rising targets end in the best plan's own
-seconds: then it is optimal.
+A *choice* is a set of options per call (see `realloc.search.option_tree`). The open choices
+together contain every plan that may be better than the best one known, so the least of their
+bounds is a lower bound. Each step takes the choice of the least bound and refines the call of
+which the bound's weights promise most; plans at the leaves are simulated.
 
 Nothing is left out for being slower than an alternative, only for bounds on whole plans.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,74 +17,119 @@ from numpy.typing import NDArray
 from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.compilation import compiled, inlined
 from realloc.search.evaluator import MARGIN, evaluate
-from realloc.search.option_tree import LEVELS, OptionTree
+from realloc.search.option_tree import OptionTree
 from realloc.search.relaxation import Bounds, Relaxation
 from realloc.search.space import Space, Tables
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+MOST_OPEN = 1 << 20
+"""Choices kept open at once; beyond it, they are refined depth first."""
+
+_MOST_CUTS = 256
+"""How deep a tree of options can be: four dimensions, halved until float64 ends."""
+
+_PLACE_SHARE = 0.2
+"""Of a call's seconds, that knowing its place better is taken to be worth."""
+
+_LEAST_WEIGHT = 1e-3
+"""Of a call that the bound does not count at all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassStep:
-    """What a stretch of a pass did."""
+class Stretch:
+    """What a stretch of branch and bound did."""
 
-    nodes: int
+    choices: int
     """Choices bounded."""
-    decided: int
+    plans: int
     """Plans simulated."""
-    ended: bool
 
 
-class BoundPass:
-    """One pass, in resumable stretches."""
+class Pool(NamedTuple):
+    """Open choices in slots; a heap of the slots by bound, and a stack of those in a hurry."""
 
-    def __init__(self, tables: Tables, bounds: Bounds, tree: OptionTree, target: float) -> None:
+    choice: NDArray[np.int32]
+    """[slots, C]"""
+    bound: Floats
+    """[slots]"""
+    free: Ints
+    """[slots], free ones from `sizes[2]` on."""
+    heap: Ints
+    stack: Ints
+    sizes: Ints
+    """[3], in the heap, on the stack, in use."""
+
+
+class BranchAndBound:
+    """The open choices, refined in resumable stretches."""
+
+    def __init__(
+        self, tables: Tables, bounds: Bounds, tree: OptionTree, most_open: int = MOST_OPEN
+    ) -> None:
         self._tables = tables
         self._bounds = bounds
-        calls = tables.space.num_calls
-        tasks = bounds.relaxation.num_tasks
-        depths = LEVELS * calls
-        order = np.argsort(-tree.area[tree.root], kind="stable")
-        # All mesh sizes first: they decide most. Then call by call down to one option, so that
-        # what the large calls cost exactly is known before the small ones are enumerated.
-        self._branch = np.concatenate([order, np.repeat(order, LEVELS - 1)]).astype(np.int64)
-        self._choice = np.repeat(tree.root[None, :], depths + 1, axis=0).astype(np.int64)
-        self._child = np.full(depths + 1, -1, dtype=np.int64)
-        self._weights = np.zeros((depths + 1, tasks))
-        self._limits = np.array([target, np.inf])  # target, best seconds
-        self._state = np.zeros(1, dtype=np.int64)  # depth
-        choice_bound(*bounds, self._choice[0], self._weights[0])
-        self.target = target
+        self._most_open = most_open
+        calls, tasks = tables.space.num_calls, bounds.relaxation.num_tasks
+        depth_first = 2 * _MOST_CUTS * calls + int(tree.child_count[tree.root].sum())
+        self._pool = _empty_pool(most_open + depth_first, calls)
+        self._order = np.argsort(-tree.area[tree.root], kind="stable").astype(np.int64)
+        self._weights = np.zeros((2, tasks))
+        self._proved = np.zeros(1)
         self.best = np.zeros(calls, dtype=np.int64)
-
-    def advance(self, best_seconds: float, nodes: int) -> PassStep:
-        """Bound up to `nodes` more choices; better plans than `best_seconds` go to `best`."""
-        self._limits[1] = best_seconds
-        counts = np.zeros(2, dtype=np.int64)
-        ended = _advance(
-            self._bounds.relaxation,
-            self._bounds.ints,
-            self._bounds.reals,
-            self._tables.space,
-            self._tables.ints,
-            self._tables.reals,
-            self._branch,
-            self._choice,
-            self._child,
-            self._weights,
-            self._limits,
-            self._state,
-            self.best,
-            counts,
-            nodes,
-        )
-        return PassStep(nodes=int(counts[0]), decided=int(counts[1]), ended=bool(ended))
+        self.best_seconds = np.inf
+        root = choice_bound(*bounds, tree.root, self._weights[0])
+        _open(self._pool, tree.root, root, most_open)
+        self._proved[0] = root
 
     @property
-    def best_seconds(self) -> float:
-        """Seconds of `best` where it was overwritten, else those last given to `advance`."""
-        return float(self._limits[1])
+    def lower_bound(self) -> float:
+        """No plan but those seen takes fewer seconds, up to rounding; infinity at the end."""
+        return float(self._proved[0])
+
+    def advance(self, best_seconds: float, choices: int) -> Stretch:
+        """Bound about `choices` more; a plan better than `best_seconds` goes to `best`."""
+        counts = np.zeros(2, dtype=np.int64)
+        self.best_seconds = _advance(
+            *self._bounds,
+            *self._tables,
+            self._pool,
+            self._order,
+            self._weights,
+            self._proved,
+            self.best,
+            best_seconds,
+            counts,
+            choices,
+            self._most_open,
+        )
+        return Stretch(choices=int(counts[0]), plans=int(counts[1]))
+
+    def dive(self, best_seconds: float, place: int = 0) -> Ints | None:
+        """A plan by always taking the child of the least bound; None where none is better.
+
+        Args:
+            place: where to begin, in the heap of open choices, round and round; 0 is the least
+                bound.
+        """
+        if self._pool.sizes[0] == 0:
+            return None
+        place %= int(self._pool.sizes[0])
+        plan = np.full(len(self.best), -1, dtype=np.int64)
+        _dive(*self._bounds, self._pool, self._order, self._weights, place, plan, best_seconds)
+        return plan if plan[0] >= 0 else None
+
+
+def _empty_pool(slots: int, calls: int) -> Pool:
+    return Pool(
+        choice=np.zeros((slots, calls), dtype=np.int32),
+        bound=np.zeros(slots),
+        free=np.arange(slots),
+        heap=np.zeros(slots, dtype=np.int64),
+        stack=np.zeros(slots, dtype=np.int64),
+        sizes=np.zeros(3, dtype=np.int64),
+    )
 
 
 @compiled
@@ -95,87 +140,191 @@ def _advance(
     s: Space,
     ints: Ints,
     reals: Floats,
-    branch: Ints,
-    choice: Ints,
-    child: Ints,
+    pool: Pool,
+    order: Ints,
     weights: Floats,
-    limits: Floats,
-    state: Ints,
+    proved: Floats,
     best: Ints,
+    best_seconds: float,
     counts: Ints,
-    nodes: int,
-) -> bool:
-    """Depth-first search; `child[d]` is the child under way at depth d, −1 before the first."""
-    depths = len(branch)
-    depth = state[0]
+    choices: int,
+    most_open: int,
+) -> float:
+    """Refine open choices; returns the seconds of the best plan known, old or new."""
+    choice = np.empty(r.num_calls, dtype=np.int64)
     plan = np.empty(r.num_calls, dtype=np.int64)
-    while depth >= 0:
-        if counts[0] >= nodes:
-            state[0] = depth
-            return False
-        c = branch[depth]
-        parent = choice[depth, c]
-        child[depth] += 1
-        if child[depth] == b_ints[r.child_count + parent]:
-            child[depth] = -1
-            depth -= 1
-            continue
+    while counts[0] < choices:
+        if pool.sizes[0] + pool.sizes[1] == 0:
+            proved[0] = np.inf
+            break
+        if pool.sizes[1] == 0:
+            # What is on the stack came from the least bound; until it is done, that holds.
+            proved[0] = max(proved[0], pool.bound[pool.heap[0]])
+        limit = best_seconds * (1.0 + MARGIN)
         counts[0] += 1
-        choice[depth + 1] = choice[depth]
-        choice[depth + 1, c] = b_ints[r.child_start + parent] + child[depth]
-        limit = min(limits[0], limits[1]) * (1.0 + MARGIN)
-        single = b_ints[r.option + choice[depth + 1, c]] >= 0
-        if single and not _placed_fit(r, b_ints, s, ints, choice[depth + 1]):
+        if _take(pool, choice) > limit:
             continue
-        if depth + 1 == depths:
+        if choice_bound(r, b_ints, b_reals, choice, weights[0]) > limit:
+            continue
+        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
+        if c < 0:
             for d in range(r.num_calls):
-                plan[d] = b_ints[r.option + choice[depth + 1, d]]
+                plan[d] = b_ints[r.option + choice[d]]
             counts[1] += 1
-            value = evaluate(s, ints, reals, plan, limits[1])
-            if value < limits[1]:
-                limits[1] = value
+            value = evaluate(s, ints, reals, plan, best_seconds)
+            if value < best_seconds:
+                best_seconds = value
                 best[:] = plan
             continue
-        quick = weighted_bound(r, b_ints, b_reals, choice[depth + 1], weights[depth])
-        if quick > limit:
-            continue
-        if b_ints[r.child_count + parent] == 1 and not single:
-            # The set is as large as its parent: nothing new to bound.
-            weights[depth + 1] = weights[depth]
-        elif choice_bound(r, b_ints, b_reals, choice[depth + 1], weights[depth + 1]) > limit:
-            continue
-        depth += 1
-    state[0] = depth
-    return True
+        parent = choice[c]
+        for i in range(b_ints[r.child_count + parent]):
+            choice[c] = b_ints[r.child_start + parent] + i
+            counts[0] += 1
+            bound = _child_bound(r, b_ints, b_reals, choice, weights, limit)
+            if bound <= limit:
+                _open(pool, choice, bound, most_open)
+    return best_seconds
+
+
+@compiled
+def _dive(
+    r: Relaxation,
+    b_ints: Ints,
+    b_reals: Floats,
+    pool: Pool,
+    order: Ints,
+    weights: Floats,
+    place: int,
+    plan: Ints,
+    best_seconds: float,
+) -> None:
+    """Fill `plan` where the dive from an open choice, at a place of the heap, ends in one."""
+    choice = pool.choice[pool.heap[place]].astype(np.int64)
+    while choice_bound(r, b_ints, b_reals, choice, weights[0]) < best_seconds:
+        c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
+        if c < 0:
+            for d in range(r.num_calls):
+                plan[d] = b_ints[r.option + choice[d]]
+            return
+        parent = choice[c]
+        least = np.inf
+        child = parent
+        for i in range(b_ints[r.child_count + parent]):
+            choice[c] = b_ints[r.child_start + parent] + i
+            bound = _child_bound(r, b_ints, b_reals, choice, weights, best_seconds)
+            if bound < least:
+                least = bound
+                child = choice[c]
+        if child == parent:
+            return
+        choice[c] = child
 
 
 @inlined
-def _placed_fit(r: Relaxation, b_ints: Ints, s: Space, ints: Ints, choice: Ints) -> bool:
-    """Whether the calls with a single option fit the memory; more calls only add to it."""
-    for c in range(r.num_calls):
-        o = b_ints[r.option + choice[c]]
-        if o < 0:
+def _call_to_refine(
+    r: Relaxation, b_ints: Ints, b_reals: Floats, order: Ints, choice: Ints, weights: Floats
+) -> int:
+    """The call whose refinement promises most; −1 where each has one option.
+
+    First those whose mesh size is open, the largest first. Then by the choice's weights: what
+    the slower half of the options adds, and a part of the call's own seconds where a cut by
+    place may show that it must wait for others.
+    """
+    best = -1
+    most = -1.0
+    for k in range(r.num_calls):
+        c = order[k]
+        parent = choice[c]
+        count = b_ints[r.child_count + parent]
+        if count == 0:
             continue
-        device = ints[s.first + o]
-        total = 0
-        active = 0
-        for d in range(r.num_calls):
-            p = b_ints[r.option + choice[d]]
-            if p < 0 or not ints[s.first + p] <= device < ints[s.last + p]:
-                continue
-            kept = ints[s.resident + p]
-            layout = ints[s.layout + p]
-            if layout >= 0:
-                for e in range(r.num_calls):
-                    q = b_ints[r.option + choice[e]]
-                    if e != d and q >= 0 and ints[s.model + e] == ints[s.model + d]:
-                        other = ints[s.resident + q]
-                        more = other > kept or (other == kept and e < d)
-                        if ints[s.layout + q] == layout and more:
-                            kept = 0
-                            break
-            total += kept
-            active = max(active, ints[s.active + p])
-        if total + active > s.device_memory_bytes:
-            return False
-    return True
+        first = b_ints[r.child_start + parent]
+        last = first + count - 1
+        if count > 2 or b_ints[r.num_devices_of + first] != b_ints[r.num_devices_of + last]:
+            return int(c)
+        seconds = b_reals[r.seconds + parent]
+        slower = b_reals[r.seconds + last] - seconds
+        score = (weights[c] + _LEAST_WEIGHT) * slower
+        if (
+            b_ints[r.hull_first + first] != b_ints[r.hull_first + last]
+            or b_ints[r.hull_last + first] != b_ints[r.hull_last + last]
+        ):
+            score += _PLACE_SHARE * seconds
+        if score > most:
+            most = score
+            best = c
+    return best
+
+
+@inlined
+def _child_bound(
+    r: Relaxation,
+    b_ints: Ints,
+    b_reals: Floats,
+    choice: Ints,
+    weights: Floats,
+    limit: float,
+) -> float:
+    """The bound of a choice, which is a child of the one that `weights[0]` belongs to."""
+    quick = weighted_bound(r, b_ints, b_reals, choice, weights[0])
+    if quick > limit:
+        return quick
+    return max(quick, choice_bound(r, b_ints, b_reals, choice, weights[1]))
+
+
+@compiled
+def _open(pool: Pool, choice: Ints, bound: float, most_open: int) -> None:
+    """Keep a choice open: on the heap, or on the stack where the heap is full."""
+    slot = pool.free[pool.sizes[2]]
+    pool.sizes[2] += 1
+    for c in range(len(choice)):
+        pool.choice[slot, c] = choice[c]
+    pool.bound[slot] = bound
+    if pool.sizes[0] >= most_open:
+        pool.stack[pool.sizes[1]] = slot
+        pool.sizes[1] += 1
+        return
+    at = pool.sizes[0]
+    pool.sizes[0] += 1
+    while at > 0 and bound < pool.bound[pool.heap[(at - 1) // 2]]:
+        pool.heap[at] = pool.heap[(at - 1) // 2]
+        at = (at - 1) // 2
+    pool.heap[at] = slot
+
+
+@inlined
+def _take(pool: Pool, choice: Ints) -> float:
+    """Copy the choice on top of the stack, else that of the least bound, and close it.
+
+    Returns:
+        Its bound.
+    """
+    if pool.sizes[1] > 0:
+        pool.sizes[1] -= 1
+        slot = pool.stack[pool.sizes[1]]
+    else:
+        slot = pool.heap[0]
+        pool.sizes[0] -= 1
+        _sink(pool, pool.heap[pool.sizes[0]])
+    pool.sizes[2] -= 1
+    pool.free[pool.sizes[2]] = slot
+    for c in range(len(choice)):
+        choice[c] = pool.choice[slot, c]
+    return float(pool.bound[slot])
+
+
+@inlined
+def _sink(pool: Pool, slot: int) -> None:
+    """Put a slot where the heap's first one was."""
+    size = pool.sizes[0]
+    at = 0
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and (pool.bound[pool.heap[child + 1]] < pool.bound[pool.heap[child]]):
+            child += 1
+        if pool.bound[pool.heap[child]] >= pool.bound[slot]:
+            break
+        pool.heap[at] = pool.heap[child]
+        at = child
+    if size > 0:
+        pool.heap[at] = slot

@@ -2,8 +2,9 @@
 
 Compiled functions are kept under ``$NUMBA_CACHE_DIR`` where that is set, else under
 ``$XDG_CACHE_HOME/realloc/numba`` (``~/.cache/realloc/numba``), else, where that cannot be
-written, in the directory for temporary files. The folder carries a digest of this package's
-sources: numba looks only at the file of the function itself, not at those it inlines.
+written, in the directory for temporary files, else nowhere. The folder carries a digest of the
+sources that are compiled: numba looks only at the file of the function itself, not at those it
+inlines.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Floating-point arithmetic keeps IEEE order, as exact equality of simulators needs; no
     infinity or NaN is assumed away.
     """
-    return cast(Callable[P, R], numba.njit(cache=True, error_model="numpy")(function))
+    options: dict[str, Any] = {"cache": _CACHES, "error_model": "numpy"}
+    return cast(Callable[P, R], numba.njit(**options)(function))
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,17 +36,22 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
 
     A space is some sixty numbers, which a call would copy.
     """
-    options: dict[str, Any] = {"cache": True, "error_model": "numpy", "forceinline": True}
+    options: dict[str, Any] = {"cache": _CACHES, "error_model": "numpy", "forceinline": True}
     return cast(Callable[P, R], numba.njit(**options)(function))
 
 
-def _use_cache_directory() -> None:
+def _use_cache_directory() -> bool:
+    """Point numba to a folder; False where there is none, so that nothing can be kept."""
     if os.environ.get("NUMBA_CACHE_DIR"):
-        return
-    config.CACHE_DIR = str(_cache_root() / _digest_of_sources())
+        return True
+    root = _cache_root()
+    if root is not None:
+        config.CACHE_DIR = str(root / _digest_of_sources())
+    return root is not None
 
 
-def _cache_root() -> Path:
+def _cache_root() -> Path | None:
+    """A folder of this user's that can be written; None where there is none."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = Path(home) / "realloc" / "numba"
@@ -53,17 +60,22 @@ def _cache_root() -> Path:
             return root
     except (OSError, RuntimeError):  # no home directory, or one that cannot be written
         pass
-    root = Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    # Cached code is loaded and run: never from a folder that someone else has put there.
-    return root if root.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())
+    try:
+        root = Path(tempfile.gettempdir()) / f"realloc-numba-{os.getuid()}"
+        root.mkdir(mode=0o700, exist_ok=True)
+        # Cached code is loaded and run: never from a folder that someone else has put there.
+        return root if root.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())
+    except OSError:  # no folder for temporary files, or none that can be written
+        return None
 
 
 def _digest_of_sources() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+        source = path.read_bytes()
+        if b"realloc.search.compilation" in source or b"(NamedTuple)" in source:
+            digest.update(source)
     return digest.hexdigest()[:16]
 
 
-_use_cache_directory()
+_CACHES = _use_cache_directory()

@@ -1,12 +1,12 @@
 """What a user fixes before a search, and the meshes that are left."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 
 from realloc.core.errors import Problem, raise_problems
 from realloc.core.experiment import CallPin
 from realloc.core.mesh import Cluster, DeviceMesh
+from realloc.core.settings import GenerationPlacement, PlacementSettings
 
 _SMALL_CLUSTER_NODES = 4
 _ALL_RUNS_NODES = 8
@@ -14,27 +14,12 @@ _SHORTEST_RUN = 16
 """Of a large cluster, no run of nodes is shorter than one part in so many, but at its ends."""
 
 
-class GenerationPlacement(Enum):
-    """Where rollouts run, seen from the training of the same model."""
-
-    ANY = "any"
-    COLOCATED = "colocated"
-    """On the same devices, in turns: both on the whole cluster."""
-    DISJOINT = "disjoint"
-    """On devices of their own: the first ones of the cluster; training on the others."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConstraints:
     """A part of the plan that is not up to the search."""
 
     pins: tuple[CallPin, ...] = ()
-    generation: GenerationPlacement = GenerationPlacement.ANY
-    max_tensor: int = 0
-    """Largest tensor degree; 0 for the devices of a node."""
-    headroom: float = 0.0
-    """Share of each device's memory that stays free."""
-    avoided_nodes: tuple[int, ...] = ()
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
 
     def check(self, cluster: Cluster, calls: tuple[str, ...]) -> None:
         """Raise where the constraints contradict the cluster or each other.
@@ -45,31 +30,30 @@ class PlanConstraints:
         raise_problems(self._problems(cluster, calls))
 
     def _problems(self, cluster: Cluster, calls: tuple[str, ...]) -> Iterator[Problem]:
-        if not 0.0 <= self.headroom < 1.0:
-            yield Problem("headroom", f"is {self.headroom:g}; give a share from 0 to below 1")
-        if self.max_tensor < 0:
-            yield Problem("max_tensor", f"is {self.max_tensor} and must not be negative")
-        for node in self.avoided_nodes:
+        given = self.placement
+        if not 0.0 <= given.headroom < 1.0:
+            yield Problem("headroom", f"is {given.headroom:g}; give a share from 0 to below 1")
+        if given.max_tensor < 0:
+            yield Problem("max_tensor", f"is {given.max_tensor} and must not be negative")
+        for node in given.avoided_nodes:
             if not 0 <= node < cluster.num_nodes:
-                yield Problem("avoid", f"node {node} is none of the {cluster.num_nodes} nodes")
-        if len(set(self.avoided_nodes)) >= cluster.num_nodes:
-            yield Problem("avoid", "leaves no node")
+                yield Problem(
+                    "avoided_nodes", f"node {node} is none of the {cluster.num_nodes} nodes"
+                )
+        if len(set(given.avoided_nodes)) >= cluster.num_nodes:
+            yield Problem("avoided_nodes", "leaves no node")
         for pin in self.pins:
-            for reason in self._pin_problems(pin, cluster, calls):
+            if pin.call not in calls:
+                known = ", ".join(calls)
+                yield Problem(f"pins.{pin.call}", f"is no call of the graph; its calls are {known}")
+            for reason in (*self._mesh_problems(pin, cluster), *self._strategy_problems(pin)):
                 yield Problem(f"pins.{pin.call}", reason)
-        if self.generation is GenerationPlacement.DISJOINT and cluster.num_devices < 2:
+        if given.generation is GenerationPlacement.DISJOINT and cluster.num_devices < 2:
             yield Problem("generation", "cannot be disjoint from training on one device")
 
-    def _pin_problems(
-        self, pin: CallPin, cluster: Cluster, calls: tuple[str, ...]
-    ) -> Iterator[str]:
-        if pin.call not in calls:
-            yield f"is no call of the graph; its calls are {', '.join(calls)}"
-        if pin.strategy.num_ranks != pin.mesh.num_devices:
-            yield (
-                f"{pin.strategy} has {pin.strategy.num_ranks} ranks and the mesh "
-                f"{pin.mesh.num_devices} devices"
-            )
+    def _mesh_problems(self, pin: CallPin, cluster: Cluster) -> Iterator[str]:
+        if pin.mesh is None:
+            return
         if pin.mesh.devices[-1] >= cluster.num_devices:
             yield f"ends at device {pin.mesh.devices[-1]}; the last is {cluster.num_devices - 1}"
         elif pin.mesh not in cluster.meshes():
@@ -77,20 +61,24 @@ class PlanConstraints:
                 f"{pin.mesh} is no mesh: take an aligned power of two of devices in a node, or "
                 "whole nodes"
             )
-        elif touched := _nodes(pin.mesh, cluster) & set(self.avoided_nodes):
+        elif touched := _nodes(pin.mesh, cluster) & set(self.placement.avoided_nodes):
             yield f"uses node {min(touched)}, which is to be avoided"
-        if self.max_tensor and pin.strategy.tensor > self.max_tensor:
-            yield (
-                f"has tensor degree {pin.strategy.tensor} and the most allowed is {self.max_tensor}"
-            )
 
-    def pin_of(self, call: str) -> CallPin | None:
-        """The pin of a call, if it has one."""
-        return next((pin for pin in self.pins if pin.call == call), None)
+    def _strategy_problems(self, pin: CallPin) -> Iterator[str]:
+        if pin.strategy is None:
+            return
+        if pin.mesh and pin.strategy.num_ranks != pin.mesh.num_devices:
+            yield (
+                f"{pin.strategy} has {pin.strategy.num_ranks} ranks and the mesh "
+                f"{pin.mesh.num_devices} devices"
+            )
+        most = self.placement.max_tensor
+        if most and pin.strategy.tensor > most:
+            yield f"has tensor degree {pin.strategy.tensor} and the most allowed is {most}"
 
     def meshes(self, cluster: Cluster) -> tuple[DeviceMesh, ...]:
         """Meshes worth trying that touch no avoided node."""
-        avoided = set(self.avoided_nodes)
+        avoided = set(self.placement.avoided_nodes)
         return tuple(m for m in _worthwhile(cluster) if not _nodes(m, cluster) & avoided)
 
 

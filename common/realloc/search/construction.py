@@ -8,12 +8,14 @@ import numpy as np
 from realloc.core.errors import InvalidInput
 from realloc.core.layout import LayoutKind
 from realloc.core.plan import CallPlacement, ExecutionPlan
+from realloc.core.settings import GenerationPlacement
 from realloc.cost.memory import total_weight_bytes
 from realloc.cost.moves import PlacedLayout, reallocation_matrix
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
-from realloc.search.constraints import GenerationPlacement
-from realloc.search.options import PlanOption, PlanTask, options_of
+from realloc.search.options import PlanOption, options_of
 from realloc.search.problem import KINDS, Floats, SearchProblem
+from realloc.search.slowest import slowest_of
+from realloc.search.task import PlanTask
 
 _IMPOSSIBLE_SECONDS = 1e9
 """Of a move that the system cannot make, so that no plan which needs it is ever the best."""
@@ -87,7 +89,7 @@ def build_space(task: PlanTask, *, with_moves: bool = True) -> PlanSpace:
     Raises:
         InvalidInput: a constraint contradicts itself, or a call has no option that fits.
     """
-    task.constraints.check(task.cluster, tuple(call.name for call in task.graph.calls))
+    task.constraints.check(task.cluster, tuple(call.name for call in task.graph.placed_calls()))
     options: list[PlanOption] = []
     problems: list[InvalidInput] = []
     for call in task.graph.calls:
@@ -100,8 +102,9 @@ def build_space(task: PlanTask, *, with_moves: bool = True) -> PlanSpace:
     for call in task.graph.calls:
         if not any(option.call == call.name for option in options):
             raise InvalidInput.at(
-                f"pins.{call.name}" if task.constraints.pin_of(call.name) else "generation",
-                f"{task.constraints.generation.value} leaves {call.name} no mesh on which it fits",
+                f"pins.{call.name}" if task.pin_of(call) else "generation",
+                f"{task.constraints.placement.generation.value} leaves {call.name} no mesh on "
+                "which it fits",
             )
     return PlanSpace(task=task, options=tuple(options), problem=_problem(task, options, with_moves))
 
@@ -112,11 +115,11 @@ def _allowed(task: PlanTask, call: FunctionCall, option: PlanOption) -> bool:
     Colocated: generation and training both on all usable devices. Disjoint: on either side of
     a boundary between devices.
     """
-    placement = task.constraints.generation
+    placement = task.constraints.placement.generation
     if placement is GenerationPlacement.ANY or not _generates(task.graph, call.model):
         return True
     if placement is GenerationPlacement.COLOCATED:
-        meshes = task.constraints.meshes(task.cluster)
+        meshes = task.meshes()
         largest = max(meshes, key=lambda mesh: mesh.num_devices)
         return call.kind is CallKind.INFERENCE or option.mesh == largest
     if call.kind is CallKind.GENERATE:
@@ -155,13 +158,24 @@ def _problem(task: PlanTask, options: list[PlanOption], with_moves: bool) -> Sea
         option_first_device=np.array([option.mesh.first_device for option in options]),
         option_num_devices=np.array([option.mesh.num_devices for option in options]),
         option_seconds=np.array([option.cost.seconds for option in options]),
-        option_resident_bytes=np.array([option.cost.resident_bytes for option in options]),
-        option_active_bytes=np.array([option.cost.active_bytes for option in options]),
+        option_resident_bytes=np.array([_scaled(task, o, o.cost.resident_bytes) for o in options]),
+        option_active_bytes=np.array([_scaled(task, o, o.cost.active_bytes) for o in options]),
         option_layout=np.array(numbers),
         realloc_seconds={
             models[model]: _moves(task, model, layouts[model], with_moves) for model in trained
         },
     )
+
+
+def _scaled(task: PlanTask, option: PlanOption, size: int) -> int:
+    """Bytes of an option in a problem whose devices are all as large as the largest.
+
+    On smaller devices they grow in proportion, so what fits the problem fits every device. On a
+    mesh over unlike devices they grow on all of them, which may refuse a plan that would fit
+    the larger ones, and never accepts one that does not.
+    """
+    room, most = task.usable_on(task.hardware_on(option.mesh)), task.usable_bytes
+    return size if room >= most else -(-size * most // max(1, room))
 
 
 def _layout(known: dict[_LayoutKey, int], call: FunctionCall, option: PlanOption) -> int:
@@ -182,7 +196,7 @@ def _moves(task: PlanTask, model: str, layouts: dict[_LayoutKey, int], with_move
         [layout for _, layout in layouts],
         total_weight_bytes(task.architectures[model], workload.element_bytes),
         task.cluster.num_devices,
-        task.hardware,
+        slowest_of(task.node_hardware or (task.hardware,)),
     )
     if task.rules.one_training_layout:
         seconds[np.ix_(sources, sources)] = _IMPOSSIBLE_SECONDS

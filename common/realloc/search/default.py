@@ -12,28 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
-from realloc.search.bounds import choice_bound
-from realloc.search.branch_and_bound import BoundPass
+from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import Candidates, distinct_options
-from realloc.search.evaluator import MARGIN
+from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.heuristic import symmetric_plan
-from realloc.search.local_search import descend_pair, wander
-from realloc.search.option_tree import LEVELS, OptionTree
+from realloc.search.local_search import descend, descend_pair, wander
+from realloc.search.narrowing import may_improve
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import new_random_state
-from realloc.search.relaxation import Bounds, build_bounds
+from realloc.search.relaxation import build_bounds
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
 Ints = NDArray[np.int64]
 
-FIRST_STEP = 0.03
-"""Of the best plan's seconds, by which a pass's target exceeds what is proved."""
 
-SMALLEST_STEP = 0.002
+_DIVES = 6
+"""Plans that are dived for in one turn of local search."""
 
-FIRST_PATIENCE = 200_000
-"""Choices after which a pass gives way to one with half the step; doubled each time."""
+_TIES = 20
+"""Turns for plans that the bound cannot tell from the best: few spaces have more of them."""
+
+_PLACES, _STRIDE = 512, 5
+"""Dives begin at so many open choices from the least bound on, all of them in turn (a linear
+congruential sequence of full period)."""
+
+_SLACK = 1.02
+"""How far above the best plan a dive's bound may be: descent may bring it below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +47,9 @@ class DefaultSearcher:
 
     name: str = "default"
     clock: Clock = time.perf_counter
-    slice_plans: int = 60_000
+    slice_plans: int = 40_000
     """Plans that local search decides in one turn."""
-    slice_choices: int = 60_000
+    slice_choices: int = 15_000
     """Choices that branch and bound looks at in one turn."""
 
     def search(
@@ -59,15 +64,16 @@ class DefaultSearcher:
         local = _LocalSearch(tables, distinct_options(problem), plan, seed)
         if local.improve(progress, self.slice_plans):
             yield progress.result()
-        bounds, tree = build_bounds(problem, local.candidates, rules)
-        proof = _Proof(tables, bounds, tree, progress)
-        if progress.prove(proof.lower_bound):
-            yield progress.result()
-        while not progress.is_over:
+        proof = _Proof(problem, tables, rules, local.candidates)
+        proof.report(progress)
+        yield progress.result()
+        while not progress.is_over and proof.ties < _TIES:
             before = progress.seconds, progress.lower_bound
             proof.advance(progress, self.slice_choices)
             if not progress.is_over:
                 local.narrow(proof, progress)
+                for start in proof.promising(progress):
+                    local.descend(progress, start)
                 local.improve(progress, self.slice_plans)
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
@@ -95,6 +101,16 @@ class _LocalSearch:
         if pair is not None:
             seconds = progress.evaluate(lambda: self._move_pair(plan, seconds, pair, plans // 2))
         return progress.offer(plan, seconds)
+
+    def descend(self, progress: Progress, plan: Ints) -> None:
+        """From a given plan down."""
+        options, starts = self.candidates.options, self.candidates.starts
+        value = evaluate(*self._tables, plan, np.inf)
+        if np.isfinite(value):
+            value = progress.evaluate(
+                lambda: descend(*self._tables, options, starts, plan, value, 0)
+            )
+            progress.offer(plan, value)
 
     def _kick(self, plan: Ints, seconds: float, plans: int) -> tuple[float, int]:
         options, starts = self.candidates.options, self.candidates.starts
@@ -135,75 +151,39 @@ class _LocalSearch:
 
 
 class _Proof:
-    """Passes with rising targets; a pass's cost grows fast with its target."""
+    """Branch and bound, told what others found."""
 
     def __init__(
-        self, tables: Tables, bounds: Bounds, tree: OptionTree, progress: Progress
+        self, problem: SearchProblem, tables: Tables, rules: SimulationRules, known: Candidates
     ) -> None:
-        self._tables = tables
-        self._bounds = bounds
-        self._tree = tree
-        weights = np.zeros(bounds.relaxation.num_tasks)
-        self.lower_bound = choice_bound(*bounds, tree.root, weights) * (1.0 - MARGIN)
-        self._step = FIRST_STEP
-        self._patience = FIRST_PATIENCE
-        self._begin(progress.seconds)
+        self._num_options = problem.num_options
+        self._bounds, self._tree = build_bounds(problem, known, rules)
+        self._search = BranchAndBound(tables, self._bounds, self._tree)
+        self._place = 0
+        self.ties = 0
+        """Turns in which nothing could be left but plans as fast as the best, up to rounding."""
 
     def advance(self, progress: Progress, choices: int) -> None:
-        """One turn: bound some choices; a pass that ends proves its target."""
-        while choices > 0 and not progress.is_proven:
-            step = self._pass.advance(progress.seconds, choices)
-            choices -= max(1, step.nodes)
-            self._nodes += step.nodes
-            progress.evaluations += step.decided
-            progress.offer(self._pass.best, self._pass.best_seconds)
-            if step.ended:
-                self.lower_bound = max(self.lower_bound, min(self._pass.target, progress.seconds))
-                progress.prove(self.lower_bound)
-                self._begin(progress.seconds)
-            elif self._nodes > self._patience:
-                self._give_way(progress.seconds)
+        """One turn."""
+        stretch = self._search.advance(progress.seconds, choices)
+        progress.evaluations += stretch.plans
+        if self._search.best_seconds < progress.seconds:
+            progress.offer(self._search.best, self._search.best_seconds)
+        self.report(progress)
+        self.ties += progress.lower_bound >= progress.seconds * (1.0 - 2.0 * MARGIN)
 
-    def _begin(self, seconds: float) -> None:
-        self._nodes = 0
-        target = self._target(seconds)
-        self._pass = BoundPass(self._tables, self._bounds, self._tree, target)
+    def report(self, progress: Progress) -> None:
+        """Prove what is proved by now."""
+        progress.prove(self._search.lower_bound * (1.0 - MARGIN))
 
-    def _give_way(self, seconds: float) -> None:
-        """Aim lower, so that something is proved in time; later passes come back."""
-        self._patience *= 2
-        self._step = max(SMALLEST_STEP, self._step / 2)
-        if self._target(seconds) < self._pass.target:
-            self._begin(seconds)
-
-    def _target(self, seconds: float) -> float:
-        target = self.lower_bound + self._step * seconds
-        return seconds if target > (1.0 - self._step / 2) * seconds else target
+    def promising(self, progress: Progress) -> Iterator[Ints]:
+        """Plans where the bounds are small, or not much above the best plan's seconds."""
+        for _ in range(_DIVES):
+            self._place = (_STRIDE * self._place + 1) % _PLACES
+            plan = self._search.dive(progress.seconds * _SLACK, place=self._place)
+            if plan is not None:
+                yield plan
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
-        """[O], whether a plan with the option, by its own bound, could be faster."""
-        tree = self._tree
-        kept = np.ones(int(tree.option.max()) + 1, dtype=bool)
-        weights = np.zeros(self._bounds.relaxation.num_tasks)
-        for call, root in enumerate(tree.root):
-            choice = tree.root.copy()
-            for node in _descendants(tree, int(root), LEVELS - 1):
-                choice[call] = node
-                if choice_bound(*self._bounds, choice, weights) > seconds * (1.0 + MARGIN):
-                    start = int(tree.child_start[node])
-                    kept[tree.option[start : start + int(tree.child_count[node])]] = False
-        return kept
-
-
-def _descendants(tree: OptionTree, node: int, depth: int) -> list[int]:
-    """The sets `depth` refinements below a set."""
-    nodes = [node]
-    for _ in range(depth):
-        nodes = [
-            child
-            for node in nodes
-            for child in range(
-                int(tree.child_start[node]), int(tree.child_start[node] + tree.child_count[node])
-            )
-        ]
-    return nodes
+        """[O], see `realloc.search.narrowing`."""
+        return may_improve(self._bounds, self._tree, self._num_options, seconds)

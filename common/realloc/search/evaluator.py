@@ -72,13 +72,6 @@ def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, plan: Ints) -> int:
     return peak
 
 
-@compiled
-def evaluate_many(s: Space, ints: Ints, reals: Floats, plans: Ints, seconds: Floats) -> None:
-    """Exact seconds of each row of `plans`, infinity where it does not fit."""
-    for i in range(len(plans)):
-        seconds[i] = evaluate(s, ints, reals, plans[i], np.inf)
-
-
 @inlined
 def _overlaps(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
     """Which calls share a device with which; every call does with itself."""
@@ -280,11 +273,8 @@ def _fill_nodes(s: Space, ints: Ints, reals: Floats) -> int:
 @inlined
 def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
     """The event list; see `evaluate` for the cutoff."""
-    shift = s.slot_shift
-    padded = 1 << shift
-    num_nodes = s.iterations * padded
+    padded = 1 << s.slot_shift
     divisor = float(s.iterations - 1)
-    lag = (1 + s.staleness) * padded
     queued = _fill_nodes(s, ints, reals)
     for i in range(padded):
         reals[s.claimed + i] = 0.0
@@ -292,73 +282,100 @@ def _run(s: Space, ints: Ints, reals: Floats, cutoff: float) -> float:
     first_left = s.num_calls
     last_end = 0.0
     while queued > 0:
-        best = 0
-        node = ints[s.queue + 0]
-        ready = reals[s.ready + node]
-        for i in range(1, queued):
-            other = ints[s.queue + i]
-            time = reals[s.ready + other]
-            if time < ready or (time == ready and other < node):
-                best = i
-                node = other
-                ready = time
+        node = _take_first(s, ints, reals, queued)
         queued -= 1
-        ints[s.queue + best] = ints[s.queue + queued]
         slot = node & (padded - 1)
-        base = node - slot
+        ready = reals[s.ready + node]
         end = max(ready, reals[s.claimed + slot]) + reals[s.slot_seconds + slot]
-        mask = ints[s.conflict + slot]
-        for block in range(s.claimed, s.claimed + padded, 8):
-            for i in range(8):
-                # 0 or the end: no branch, so that eight slots are one instruction.
-                claim = end * ((mask >> i) & 1)
-                reals[block + i] = max(reals[block + i], claim)
-            mask >>= 8
+        _claim_devices(s, ints, reals, slot, end)
         c = ints[s.slot_call + slot]
         if slot != ints[s.call_slot + c]:
-            users = ints[s.train + c]
-            for j in range(ints[s.mate_start + users], ints[s.mate_start + users + 1]):
-                d = ints[s.mate + j]
-                if ints[s.gate + d] == slot:
-                    # Version 0 serves iterations 1 to 1 + staleness.
-                    upto = lag if base == 0 else padded
-                    for step in range(0, upto, padded):
-                        queued = _release(
-                            s,
-                            ints,
-                            reals,
-                            base + step + ints[s.call_slot + d],
-                            end,
-                            queued,
-                            num_nodes,
-                        )
+            queued = _end_move(s, ints, reals, node, c, end, queued)
             continue
-        if base == 0:
+        if node < padded:
             first_end = max(first_end, end)
             first_left -= 1
         last_end = max(last_end, end)
         if first_left == 0 and (last_end - first_end) / divisor >= cutoff:
-            return float((last_end - first_end) / divisor)
-        for j in range(ints[s.after_start + c], ints[s.after_start + c + 1]):
-            queued = _release(
-                s, ints, reals, base + ints[s.call_slot + ints[s.after + j]], end, queued, num_nodes
-            )
-        if ints[s.train + c] == c:
-            queued = _release(s, ints, reals, node + padded, end, queued, num_nodes)
-            for j in range(ints[s.mate_start + c], ints[s.mate_start + c + 1]):
-                d = ints[s.mate + j]
-                target = ints[s.call_slot + d] if ints[s.gate + d] < 0 else ints[s.move_slot + d]
-                if ints[s.gate + d] < 0 or ints[s.gate + d] == target:
-                    queued = _release(s, ints, reals, base + lag + target, end, queued, num_nodes)
-    return (last_end - first_end) / divisor
+            break
+        queued = _end_call(s, ints, reals, node, c, end, queued)
+    return float((last_end - first_end) / divisor)
 
 
 @inlined
-def _release(
-    s: Space, ints: Ints, reals: Floats, node: int, end: float, queued: int, num_nodes: int
+def _take_first(s: Space, ints: Ints, reals: Floats, queued: int) -> int:
+    """Take from the queue the node that is committed next."""
+    best = 0
+    node = ints[s.queue + 0]
+    ready = reals[s.ready + node]
+    for i in range(1, queued):
+        other = ints[s.queue + i]
+        time = reals[s.ready + other]
+        if time < ready or (time == ready and other < node):
+            best = i
+            node = other
+            ready = time
+    ints[s.queue + best] = ints[s.queue + queued - 1]
+    return int(node)
+
+
+@inlined
+def _claim_devices(s: Space, ints: Ints, reals: Floats, slot: int, end: float) -> None:
+    """Whatever shares a device with the slot starts at its end or later."""
+    mask = ints[s.conflict + slot]
+    for block in range(s.claimed, s.claimed + (1 << s.slot_shift), 8):
+        for i in range(8):
+            # 0 or the end: no branch, so that eight slots are one instruction.
+            claim = end * ((mask >> i) & 1)
+            reals[block + i] = max(reals[block + i], claim)
+        mask >>= 8
+
+
+@inlined
+def _end_move(
+    s: Space, ints: Ints, reals: Floats, node: int, c: int, end: float, queued: int
 ) -> int:
+    """Release the calls that use the layout; `c` is the first. Returns how many are queued."""
+    padded = 1 << s.slot_shift
+    slot = node & (padded - 1)
+    base = node - slot
+    owner = ints[s.train + c]
+    # Version 0 serves iterations 1 to 1 + staleness.
+    upto = (1 + s.staleness) * padded if base == 0 else padded
+    for j in range(ints[s.mate_start + owner], ints[s.mate_start + owner + 1]):
+        d = ints[s.mate + j]
+        if ints[s.gate + d] == slot:
+            for step in range(0, upto, padded):
+                user = base + step + ints[s.call_slot + d]
+                queued = _release(s, ints, reals, user, end, queued)
+    return queued
+
+
+@inlined
+def _end_call(
+    s: Space, ints: Ints, reals: Floats, node: int, c: int, end: float, queued: int
+) -> int:
+    """Release what waits for the call; behind a train call, for its version, too."""
+    padded = 1 << s.slot_shift
+    base = node - ints[s.call_slot + c]
+    for j in range(ints[s.after_start + c], ints[s.after_start + c + 1]):
+        after = base + ints[s.call_slot + ints[s.after + j]]
+        queued = _release(s, ints, reals, after, end, queued)
+    if ints[s.train + c] == c:
+        queued = _release(s, ints, reals, node + padded, end, queued)
+        later = base + (1 + s.staleness) * padded
+        for j in range(ints[s.mate_start + c], ints[s.mate_start + c + 1]):
+            d = ints[s.mate + j]
+            target = ints[s.call_slot + d] if ints[s.gate + d] < 0 else ints[s.move_slot + d]
+            if ints[s.gate + d] < 0 or ints[s.gate + d] == target:
+                queued = _release(s, ints, reals, later + target, end, queued)
+    return queued
+
+
+@inlined
+def _release(s: Space, ints: Ints, reals: Floats, node: int, end: float, queued: int) -> int:
     """Tell a node that one thing it waits for ended; queue it where that was the last."""
-    if node < num_nodes:
+    if node < s.iterations << s.slot_shift:
         reals[s.ready + node] = max(reals[s.ready + node], end)
         ints[s.missing + node] -= 1
         if ints[s.missing + node] == 0:

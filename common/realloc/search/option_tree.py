@@ -1,8 +1,9 @@
-"""Options of each call as a tree of ever smaller sets: all → one mesh size → alike → one.
+"""Options of each call as a tree of ever smaller sets, down to single options.
 
-Branch and bound refines one call's set at a time. *Alike* options have the same number of
-devices, seconds and bytes; they differ in place and layout. Children stand together and go
-from few seconds to many.
+The root is all options of a call. Its children have one mesh size each, because sizes decide
+most. Below, a set is halved along the dimension in which it is widest: seconds or bytes (as
+logarithms), or place (in mesh sizes); so the sets that a bound speaks about become alike in what
+the bound knows. Children stand together and go from few seconds to many.
 """
 
 from dataclasses import dataclass
@@ -17,16 +18,13 @@ from realloc.search.problem import SearchProblem
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-LEVELS = 3
-"""Refinements from all options of a call to one."""
+_MOST_GROUPS = 192
+"""Sets of a call that tables of moves tell apart; smaller sets count as their ancestor."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptionTree:
-    """Sets (V) of options of all calls (C); `root` of a call is the set of all its options.
-
-    A set is *coarse* unless it is one option; coarse sets have an index within their call (U).
-    """
+    """Sets (V) of options of all calls (C); `root` of a call is the set of all its options."""
 
     root: Ints
     """[C]"""
@@ -36,8 +34,10 @@ class OptionTree:
     """[V], 0 for single options."""
     option: Ints
     """[V], the single option, or −1."""
-    coarse: Ints
-    """[V], index of the set, or of the set of alike options that a single one belongs to."""
+    group: Ints
+    """[V], row or column of the set in its call's tables of moves."""
+    num_groups: Ints
+    """[C]"""
     num_devices: Ints
     """[V], fewest devices of an option of the set."""
     seconds: Floats
@@ -48,176 +48,246 @@ class OptionTree:
     """[V], fewest resident bytes."""
     active: Ints
     """[V], fewest active bytes."""
-    num_coarse: Ints
-    """[C]"""
-
-    def coarse_of_option(self, num_options: int) -> Ints:
-        """[O], the coarse index of the alike options around each option; −1 if in no tree."""
-        single = self.option >= 0
-        found = np.full(num_options, -1, dtype=np.int64)
-        found[self.option[single]] = self.coarse[single]
-        return found
+    core_first: Ints
+    """[V], the devices from here …"""
+    core_last: Ints
+    """[V], … to before here belong to every option of the set; none where this is not larger."""
+    hull_first: Ints
+    """[V], no option of the set has a device before this one …"""
+    hull_last: Ints
+    """[V], … nor this one or one behind it."""
+    has_layout: Ints
+    """[V], 1 where some option has a layout that another call may share."""
 
 
 def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionTree:
     """The tree over the candidates of each call."""
-    builder = _Builder(problem)
-    roots = [builder.add_call(candidates.of(call)) for call in range(problem.num_calls)]
-    return builder.finish(roots)
-
-
-class _Builder:
-    """Collects sets, breadth first within each call."""
-
-    def __init__(self, problem: SearchProblem) -> None:
-        self._problem = problem
-        self._members: list[Ints] = []
-        self._children: list[tuple[int, int]] = []
-        self._coarse: list[int] = []
-        self._num_coarse: list[int] = []
-
-    def add_call(self, options: Ints) -> int:
-        root = len(self._members)
-        self._add(options, 0)
-        next_coarse = 1
-        frontier = [root]
-        for level in range(LEVELS):
-            parts_of = [self._split(self._members[node], level) for node in frontier]
-            created: list[int] = []
-            for node, parts in zip(frontier, parts_of, strict=True):
-                self._children[node] = (len(self._members), len(parts))
-                for part in parts:
-                    created.append(len(self._members))
-                    is_single = level == LEVELS - 1
-                    self._add(part, self._coarse[node] if is_single else next_coarse)
-                    next_coarse += not is_single
-            frontier = created
-        self._num_coarse.append(next_coarse)
-        return root
-
-    def _add(self, members: Ints, coarse: int) -> None:
-        self._members.append(members)
-        self._children.append((0, 0))
-        self._coarse.append(coarse)
-
-    def _split(self, options: Ints, level: int) -> list[Ints]:
-        p = self._problem
-        if level == 0:
-            keys = p.option_num_devices[options][:, None]
-        elif level == 1:
-            columns = (
-                p.option_seconds[options].view(np.int64),
-                p.option_resident_bytes[options],
-                p.option_active_bytes[options],
-            )
-            keys = np.stack(columns, axis=1)
-        else:
-            keys = np.arange(len(options))[:, None]
-        _, inverse = np.unique(keys, axis=0, return_inverse=True)
-        inverse = inverse.ravel()
-        parts = [options[inverse == index] for index in range(int(inverse.max()) + 1)]
-        return sorted(parts, key=lambda part: float(p.option_seconds[part].min()))
-
-    def finish(self, roots: list[int]) -> OptionTree:
-        p = self._problem
-        members = self._members
-        begins = np.cumsum([0, *(len(part) for part in members[:-1])])
-        flat = np.concatenate(members)
-        sizes = np.array([len(part) for part in members])
-        leaf = np.array([count for _, count in self._children]) == 0
-        devices = p.option_num_devices[flat]
-        seconds = p.option_seconds[flat]
-        assert np.all(sizes[leaf] == 1)
-        return OptionTree(
-            root=np.array(roots),
-            child_start=np.array([start for start, _ in self._children]),
-            child_count=np.array([count for _, count in self._children]),
-            option=np.where(leaf, flat[begins], -1),
-            coarse=np.array(self._coarse),
-            num_devices=np.minimum.reduceat(devices, begins),
-            seconds=np.minimum.reduceat(seconds, begins),
-            area=np.minimum.reduceat(devices * seconds, begins),
-            resident=np.minimum.reduceat(p.option_resident_bytes[flat], begins),
-            active=np.minimum.reduceat(p.option_active_bytes[flat], begins),
-            num_coarse=np.array(self._num_coarse),
-        )
-
-
-def least_move_seconds(
-    problem: SearchProblem, tree: OptionTree, train: int, call: int
-) -> tuple[Floats, Floats, Floats]:
-    """What two coarse sets of a model's options have in common, [U of train, U of call] each.
-
-    Returns:
-        Fewest seconds of a move between options of the two; 0 where some two have one layout,
-        else 1; 0 where some two need no move, else 1.
-    """
-    rows, columns = int(tree.num_coarse[train]), int(tree.num_coarse[call])
-    coarse = tree.coarse_of_option(problem.num_options)
-    trains = [o for o in problem.options_of(train) if coarse[o] >= 0]
-    others = [o for o in problem.options_of(call) if coarse[o] >= 0]
-    matrix = problem.realloc_seconds.get(int(problem.call_model[call]), np.zeros((1, 1)))
-    least = np.full((rows, columns), np.inf)
-    apart = np.ones((rows, columns))
-    moved = np.ones((rows, columns))
-    _scatter_least(
-        matrix,
-        problem.option_layout[trains],
-        coarse[trains],
-        problem.option_layout[others],
-        coarse[others],
-        least,
-        apart,
-        moved,
+    options = candidates.options
+    size = 3 * len(options) + problem.num_calls
+    first = problem.option_first_device
+    devices = problem.option_num_devices
+    shape = np.stack([first, devices], axis=1)
+    weights = np.stack([problem.option_resident_bytes, problem.option_active_bytes], axis=1)
+    sets = np.zeros((size, len(_SET_COLUMNS)), dtype=np.int64)
+    seconds = np.zeros((size, 2))
+    root = np.zeros(problem.num_calls, dtype=np.int64)
+    num_groups = np.zeros(problem.num_calls, dtype=np.int64)
+    used = _build(
+        options.copy(),
+        candidates.starts,
+        shape,
+        problem.option_seconds,
+        weights,
+        problem.option_layout,
+        root,
+        num_groups,
+        sets,
+        seconds,
+        _MOST_GROUPS,
     )
-    row_parents = _coarse_parents(tree, train)
-    column_parents = _coarse_parents(tree, call)
-    for row in range(rows - 1, 0, -1):
-        for table in (least, apart, moved):
-            table[row_parents[row]] = np.minimum(table[row_parents[row]], table[row])
-    for column in range(columns - 1, 0, -1):
-        parent = column_parents[column]
-        for table in (least, apart, moved):
-            table[:, parent] = np.minimum(table[:, parent], table[:, column])
-    return least, apart, moved
+    columns = {name: sets[:used, i].copy() for i, name in enumerate(_SET_COLUMNS)}
+    return OptionTree(
+        root=root,
+        num_groups=num_groups,
+        seconds=seconds[:used, 0].copy(),
+        area=seconds[:used, 1].copy(),
+        **{name: column for name, column in columns.items() if not name.startswith("_")},
+    )
 
 
-def _coarse_parents(tree: OptionTree, call: int) -> dict[int, int]:
-    """Coarse index → that of the set which contains it; parents have smaller indices."""
-    parents: dict[int, int] = {}
-    frontier = [int(tree.root[call])]
-    for _ in range(LEVELS - 1):
-        inner = []
-        for node in frontier:
-            start, count = int(tree.child_start[node]), int(tree.child_count[node])
-            for child in range(start, start + count):
-                parents[int(tree.coarse[child])] = int(tree.coarse[node])
-                inner.append(child)
-        frontier = inner
-    return parents
+_SET_COLUMNS = (
+    "child_start",
+    "child_count",
+    "option",
+    "group",
+    "num_devices",
+    "resident",
+    "active",
+    "core_first",
+    "core_last",
+    "hull_first",
+    "hull_last",
+    "has_layout",
+    "_begin",
+    "_end",
+)
+_CHILD_START, _CHILD_COUNT, _OPTION, _GROUP, _NUM_DEVICES, _RESIDENT, _ACTIVE = range(7)
+_CORE_FIRST, _CORE_LAST, _HULL_FIRST, _HULL_LAST, _HAS_LAYOUT, _BEGIN, _END = range(7, 14)
 
 
 @compiled
-def _scatter_least(
-    matrix: Floats,
-    from_layout: Ints,
-    from_set: Ints,
-    to_layout: Ints,
-    to_set: Ints,
-    least: Floats,
-    apart: Floats,
-    moved: Floats,
+def _build(
+    options: Ints,
+    starts: Ints,
+    shape: Ints,
+    seconds: Floats,
+    weights: Ints,
+    layout: Ints,
+    root: Ints,
+    num_groups: Ints,
+    sets: Ints,
+    reals: Floats,
+    most_groups: int,
+) -> int:
+    """Fill `sets` and `reals` breadth first, call by call; `options` is reordered in place.
+
+    Returns:
+        How many sets there are.
+    """
+    used = 0
+    for c in range(len(starts) - 1):
+        root[c] = used
+        begin, end = starts[c], starts[c + 1]
+        _describe(options, begin, end, shape, seconds, weights, layout, sets, reals, used)
+        sets[used, _GROUP] = 0
+        groups = 1
+        done = used
+        used += 1
+        while done < used:
+            begin, end = sets[done, _BEGIN], sets[done, _END]
+            sets[done, _OPTION] = options[begin] if end - begin == 1 and done != root[c] else -1
+            sets[done, _CHILD_START] = used
+            at = begin
+            while at < end and sets[done, _OPTION] < 0:
+                cut = end  # all that lies behind the one cut of a set below the root
+                if at == begin or done == root[c]:
+                    cut = _cut(options, at, end, shape, seconds, weights, done == root[c])
+                _describe(options, at, cut, shape, seconds, weights, layout, sets, reals, used)
+                sets[used, _GROUP] = sets[done, _GROUP]
+                if groups < most_groups:
+                    sets[used, _GROUP] = groups
+                    groups += 1
+                used += 1
+                at = cut
+            sets[done, _CHILD_COUNT] = used - sets[done, _CHILD_START]
+            _sort_children(sets, reals, sets[done, _CHILD_START], used)
+            done += 1
+        num_groups[c] = groups
+    return used
+
+
+@compiled
+def _describe(
+    options: Ints,
+    begin: int,
+    end: int,
+    shape: Ints,
+    seconds: Floats,
+    weights: Ints,
+    layout: Ints,
+    sets: Ints,
+    reals: Floats,
+    at: int,
 ) -> None:
-    for i in range(len(from_layout)):
-        source = from_layout[i]
-        for j in range(len(to_layout)):
-            target = to_layout[j]
-            seconds = 0.0
-            if source >= 0 and target >= 0 and source != target:
-                seconds = matrix[source, target]
-            else:
-                moved[from_set[i], to_set[j]] = 0.0
-            if seconds < least[from_set[i], to_set[j]]:
-                least[from_set[i], to_set[j]] = seconds
-            if source >= 0 and source == target:
-                apart[from_set[i], to_set[j]] = 0.0
+    """What the options from `begin` to before `end` have in common."""
+    o = options[begin]
+    sets[at, _BEGIN] = begin
+    sets[at, _END] = end
+    sets[at, _NUM_DEVICES] = shape[o, 1]
+    sets[at, _RESIDENT] = weights[o, 0]
+    sets[at, _ACTIVE] = weights[o, 1]
+    sets[at, _CORE_FIRST] = shape[o, 0]
+    sets[at, _CORE_LAST] = shape[o, 0] + shape[o, 1]
+    sets[at, _HULL_FIRST] = shape[o, 0]
+    sets[at, _HULL_LAST] = shape[o, 0] + shape[o, 1]
+    sets[at, _HAS_LAYOUT] = 0
+    reals[at, 0] = seconds[o]
+    reals[at, 1] = seconds[o] * shape[o, 1]
+    for i in range(begin, end):
+        o = options[i]
+        last = shape[o, 0] + shape[o, 1]
+        sets[at, _NUM_DEVICES] = min(sets[at, _NUM_DEVICES], shape[o, 1])
+        sets[at, _RESIDENT] = min(sets[at, _RESIDENT], weights[o, 0])
+        sets[at, _ACTIVE] = min(sets[at, _ACTIVE], weights[o, 1])
+        sets[at, _CORE_FIRST] = max(sets[at, _CORE_FIRST], shape[o, 0])
+        sets[at, _CORE_LAST] = min(sets[at, _CORE_LAST], last)
+        sets[at, _HULL_FIRST] = min(sets[at, _HULL_FIRST], shape[o, 0])
+        sets[at, _HULL_LAST] = max(sets[at, _HULL_LAST], last)
+        sets[at, _HAS_LAYOUT] |= int(layout[o] >= 0)
+        reals[at, 0] = min(reals[at, 0], seconds[o])
+        reals[at, 1] = min(reals[at, 1], seconds[o] * shape[o, 1])
+
+
+@compiled
+def _cut(
+    options: Ints,
+    begin: int,
+    end: int,
+    shape: Ints,
+    seconds: Floats,
+    weights: Ints,
+    by_size: bool,
+) -> int:
+    """Where the next child ends, the options from `begin` on being put in order for it.
+
+    The root is cut by mesh size. Any other set has two children: it is cut once in the middle
+    of its widest dimension, and what lies behind the cut is the second child whole.
+    """
+    count = end - begin
+    keys = np.empty(count)
+    if by_size:
+        for i in range(count):
+            keys[i] = -float(shape[options[begin + i], 1])
+        _order(options, begin, keys)
+        cut = 1
+        while cut < count and keys[cut] == keys[0]:
+            cut += 1
+        return begin + cut
+    if count <= 2:
+        return begin + 1
+    widest = -1.0
+    dimension = 0
+    for d in range(4):
+        low = np.inf
+        high = -np.inf
+        for i in range(count):
+            value = _coordinate(options[begin + i], d, shape, seconds, weights)
+            low = min(low, value)
+            high = max(high, value)
+        if high - low > widest:
+            widest = high - low
+            dimension = d
+    for i in range(count):
+        keys[i] = _coordinate(options[begin + i], dimension, shape, seconds, weights)
+    _order(options, begin, keys)
+    if widest <= 0.0:
+        return begin + count // 2
+    middle = (keys[0] + keys[count - 1]) / 2
+    cut = 1
+    while cut < count - 1 and keys[cut] <= middle:
+        cut += 1
+    return begin + cut
+
+
+@compiled
+def _coordinate(o: int, dimension: int, shape: Ints, seconds: Floats, weights: Ints) -> float:
+    """Place in mesh sizes; logarithms of seconds, resident and active bytes."""
+    if dimension == 0:
+        return float(np.log(max(seconds[o], 1e-12)))
+    if dimension == 1:
+        return float(shape[o, 0] / shape[o, 1])
+    return 0.5 * float(np.log(weights[o, dimension - 2] + 1e6))
+
+
+@compiled
+def _order(options: Ints, begin: int, keys: Floats) -> None:
+    """Sort a stretch of options, and the keys, by their keys; equal ones keep their order."""
+    order = np.argsort(keys, kind="mergesort")
+    kept = options[begin : begin + len(keys)].copy()
+    values = keys.copy()
+    for i in range(len(keys)):
+        options[begin + i] = kept[order[i]]
+        keys[i] = values[order[i]]
+
+
+@compiled
+def _sort_children(sets: Ints, reals: Floats, begin: int, end: int) -> None:
+    """From few seconds to many; insertion, because there are few."""
+    for i in range(begin + 1, end):
+        j = i
+        while j > begin and reals[j, 0] < reals[j - 1, 0]:
+            for k in range(sets.shape[1]):
+                sets[j, k], sets[j - 1, k] = sets[j - 1, k], sets[j, k]
+            for k in range(2):
+                reals[j, k], reals[j - 1, k] = reals[j - 1, k], reals[j, k]
+            j -= 1

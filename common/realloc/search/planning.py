@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 
 from realloc.core.errors import InvalidInput
 from realloc.core.plan import ExecutionPlan
+from realloc.core.settings import GenerationPlacement
 from realloc.cost.simulator import SimulationRules, Timeline, peak_bytes
-from realloc.search.constraints import GenerationPlacement
+from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import PlanSpace, build_space
 from realloc.search.heuristic import HeuristicSearcher
 from realloc.search.memory import smallest_memory
-from realloc.search.options import PlanOption, PlanTask
+from realloc.search.options import PlanOption
 from realloc.search.result import Searcher, SearchResult, search_to_end
+from realloc.search.task import PlanTask
 
 _MOST_NODES = 1024
 
@@ -51,6 +53,11 @@ class PlannedIteration:
         return self.space.plan(self.result.options, self.result.seconds)
 
     @property
+    def seconds(self) -> float:
+        """Per iteration."""
+        return self.result.seconds
+
+    @property
     def speedup(self) -> float:
         """Over the heuristic plan."""
         return self.heuristic_seconds / self.result.seconds
@@ -63,11 +70,33 @@ class PlannedIteration:
     def device_bytes(self) -> list[int]:
         """[devices], predicted peak bytes of tensors on each."""
         problem = self.space.problem
-        return peak_bytes(problem.place(self.result.options), problem.num_devices)
+        placed = tuple(
+            replace(
+                call,
+                resident_bytes=option.cost.resident_bytes,
+                active_bytes=option.cost.active_bytes,
+            )
+            for call, option in zip(problem.place(self.result.options), self.chosen, strict=True)
+        )
+        return peak_bytes(placed, problem.num_devices)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that some call uses."""
+        return len({device for option in self.chosen for device in option.mesh.devices})
+
+    @property
+    def cost(self) -> float:
+        """Device-seconds per sample: the rows of an iteration share those of its devices."""
+        rows = max(work.num_rows for work in self.space.task.workloads.values())
+        return self.num_devices * self.result.seconds / rows
 
 
-def plan_task(task: PlanTask, effort: Effort) -> PlannedIteration:
+def plan_task(task: PlanTask, effort: Effort, *, advises: bool = True) -> PlannedIteration:
     """Search a plan.
+
+    Args:
+        advises: where memory is too small, look for the smallest cluster that would do.
 
     Raises:
         InvalidInput: no plan fits: the message names the smallest cluster that would do; or
@@ -80,7 +109,7 @@ def plan_task(task: PlanTask, effort: Effort) -> PlannedIteration:
             for each in variants
         ]
     except InvalidInput as error:
-        raise _with_advice(task, error) from error
+        raise (_with_advice(task, error) if advises else error) from error
     best = min(found, key=lambda each: each.result.seconds)
     if len(found) == 1:
         return best
@@ -107,7 +136,7 @@ def _variants(task: PlanTask) -> Iterator[PlanTask]:
     Raises:
         InvalidInput: no split works; why the last one does not.
     """
-    if task.constraints.generation is not GenerationPlacement.DISJOINT:
+    if task.constraints.placement.generation is not GenerationPlacement.DISJOINT:
         yield task
         return
     devices = task.cluster.num_devices
@@ -130,7 +159,7 @@ def _variants(task: PlanTask) -> Iterator[PlanTask]:
 def _with_advice(task: PlanTask, error: InvalidInput) -> InvalidInput:
     """The same error; where memory is the reason, with the smallest cluster that would do."""
     texts = [str(problem) for problem in error.problems]
-    if not any("GiB" in text for text in texts) or task.constraints.pins:
+    if not any("GiB" in text for text in texts) or task.constraints.pins or task.node_hardware:
         return error
     nodes = smallest_cluster(task)
     cluster = task.cluster
@@ -169,9 +198,10 @@ def smallest_cluster(task: PlanTask) -> int:
 
 def _fits(task: PlanTask, nodes: int) -> bool:
     cluster = replace(task.cluster, num_nodes=nodes)
-    constraints = replace(
-        task.constraints, avoided_nodes=(), generation=GenerationPlacement.ANY, pins=()
+    placement = replace(
+        task.constraints.placement, avoided_nodes=(), generation=GenerationPlacement.ANY
     )
+    constraints = PlanConstraints(placement=placement)
     try:
         space = build_space(
             replace(task, cluster=cluster, constraints=constraints), with_moves=False

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
 from realloc.search.candidates import Candidates
-from realloc.search.option_tree import OptionTree, build_option_tree, least_move_seconds
+from realloc.search.move_tables import move_tables
+from realloc.search.option_tree import OptionTree, build_option_tree
 from realloc.search.problem import SearchProblem
 from realloc.search.space import flat_ints, flat_reals, offsets
 from realloc.search.windows import topological_order, window_edges
@@ -42,11 +43,11 @@ class Relaxation(NamedTuple):
     num_devices: int
     device_memory_bytes: int
 
-    # The option tree.
+    # The option tree, see `OptionTree`.
     child_start: int
     child_count: int
     option: int
-    coarse: int
+    group: int
     num_devices_of: int
     seconds: int
     """real"""
@@ -54,10 +55,11 @@ class Relaxation(NamedTuple):
     """real"""
     resident: int
     active: int
-    first: int
-    """[O]"""
-    last: int
-    """[O]"""
+    core_first: int
+    core_last: int
+    hull_first: int
+    hull_last: int
+    has_layout: int
     layout: int
     """[O]"""
     model: int
@@ -71,14 +73,11 @@ class Relaxation(NamedTuple):
     least_columns: int
     """[C]"""
     least: int
-    """real, tables of `least_move_seconds`."""
+    """real, tables of `realloc.search.move_tables`."""
     apart: int
-    """real, the same, 1 where no two options have one layout."""
+    """real, the same."""
     moved: int
-    """real, the same, 1 where any two options need a move."""
-    partner: int
-    """[C], the train call's first other call, and that call's train call; −1 for frozen models,
-    −2 for the model's further calls."""
+    """real, the same."""
     matrix_start: int
     """[C], where the matrix of the call's model begins in `matrix`."""
     matrix_size: int
@@ -92,7 +91,11 @@ class Relaxation(NamedTuple):
 
     # Windows.
     together: int
-    """[num_together], bit sets of tasks, the largest first."""
+    """[num_together], bit sets of tasks."""
+    without_last: int
+    """[num_together], where the same set without its last task stands before it, or −1."""
+    by_size: int
+    """[num_together], the sets from large to small."""
     later: int
     """[T], bit sets of a task and all that it precedes in the window."""
 
@@ -114,6 +117,12 @@ class Relaxation(NamedTuple):
     """[2 ** C], resident bytes of a set of calls on a device that has them all."""
     largest: int
     """[2 ** C], active bytes there."""
+    mates: int
+    """[C], bit sets of earlier calls that may hold their model in the same layout."""
+    set_devices: int
+    """[num_together], devices of a set of tasks, −1 where it cannot run together."""
+    set_clash: int
+    """[num_together], tasks that some task of the set excludes."""
     task_devices: int
     """[T]"""
     task_clash: int
@@ -152,43 +161,17 @@ def build_bounds(
     together = _together(later)
     if not together:
         movers = []
-    ends = sorted(set(range(calls)) - {a for a, _ in edges})
-    before_start, before = _before(calls, edges)
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train)
-    ints = moves.ints | {
-        "child_start": tree.child_start,
-        "child_count": tree.child_count,
-        "option": tree.option,
-        "coarse": tree.coarse,
-        "num_devices_of": tree.num_devices,
-        "resident": tree.resident,
-        "active": tree.active,
-        "partner": _partners(train),
-        "left_out": np.zeros(_subsets(calls), dtype=np.int64),
-        "held": np.zeros(_subsets(calls), dtype=np.int64),
-        "largest": np.zeros(_subsets(calls), dtype=np.int64),
-        "first": problem.option_first_device,
-        "last": problem.option_first_device + problem.option_num_devices,
+    graph = _graph_arrays(calls, edges, train, rules)
+    ints = _tree_arrays(tree) | moves.ints | graph | _window_arrays(calls, movers, later, together)
+    ints |= {
         "layout": problem.option_layout,
         "model": np.unique(problem.call_model, return_inverse=True)[1],
         "train": train,
-        "mover": np.array([-1] * calls + movers),
-        "move_task": np.array(
-            [calls + movers.index(c) if c in movers else -1 for c in range(calls)]
-        ),
-        "together": np.array(together, dtype=np.int64),
-        "later": np.array(later, dtype=np.int64),
-        "order": np.array(topological_order(calls, edges)),
-        "before_start": before_start,
-        "before": before,
-        "ends": np.array(ends),
-        "behind": _behind(calls, edges, train, ends, rules),
-        "task_devices": np.zeros(tasks, dtype=np.int64),
-        "task_clash": np.zeros(tasks, dtype=np.int64),
-        "fitting": np.zeros(len(together), dtype=np.int64),
-        "row_label": np.zeros(len(together), dtype=np.int64),
-        "column_label": np.zeros(tasks, dtype=np.int64),
+    }
+    ints |= {
+        name: np.zeros(size, dtype=np.int64) for name, size in _scratch(calls, tasks, together)
     }
     reals = moves.reals | {
         "seconds": tree.seconds,
@@ -201,7 +184,7 @@ def build_bounds(
         num_calls=calls,
         num_tasks=tasks,
         num_together=len(together),
-        num_ends=len(ends),
+        num_ends=len(graph["ends"]),
         iterations=rules.iterations,
         lag=1 + rules.staleness,
         num_devices=problem.num_devices,
@@ -211,6 +194,79 @@ def build_bounds(
     )
     bounds = Bounds(relaxation=relaxation, ints=flat_ints(ints), reals=flat_reals(reals))
     return bounds, tree
+
+
+def _tree_arrays(tree: OptionTree) -> dict[str, Ints]:
+    return {
+        "child_start": tree.child_start,
+        "child_count": tree.child_count,
+        "option": tree.option,
+        "group": tree.group,
+        "num_devices_of": tree.num_devices,
+        "resident": tree.resident,
+        "active": tree.active,
+        "core_first": tree.core_first,
+        "core_last": tree.core_last,
+        "hull_first": tree.hull_first,
+        "hull_last": tree.hull_last,
+        "has_layout": tree.has_layout,
+    }
+
+
+def _graph_arrays(
+    calls: int, edges: list[tuple[int, int]], train: Ints, rules: SimulationRules
+) -> dict[str, Ints]:
+    """Precedence over iterations, for graphs without windows."""
+    ends = sorted(set(range(calls)) - {a for a, _ in edges})
+    before_start, before = _before(calls, edges)
+    return {
+        "order": np.array(topological_order(calls, edges)),
+        "before_start": before_start,
+        "before": before,
+        "ends": np.array(ends),
+        "behind": _behind(calls, edges, train, ends, rules),
+    }
+
+
+def _window_arrays(
+    calls: int, movers: list[int], later: list[int], together: list[int]
+) -> dict[str, Ints]:
+    """Tasks of a window, and which of them precedence allows to run together."""
+    place = {chosen: index for index, chosen in enumerate(together)}
+    last = [1 << (chosen.bit_length() - 1) for chosen in together]
+    return {
+        "mover": np.array([-1] * calls + movers),
+        "move_task": np.array(
+            [calls + movers.index(c) if c in movers else -1 for c in range(calls)]
+        ),
+        "together": np.array(together, dtype=np.int64),
+        "without_last": np.array(
+            [place.get(chosen - bit, -1) for chosen, bit in zip(together, last, strict=True)],
+            dtype=np.int64,
+        ),
+        "by_size": np.array(
+            sorted(range(len(together)), key=lambda i: -together[i].bit_count()), dtype=np.int64
+        ),
+        "later": np.array(later, dtype=np.int64),
+    }
+
+
+def _scratch(calls: int, tasks: int, together: list[int]) -> list[tuple[str, int]]:
+    subsets = 1 << calls if calls <= MAX_CALLS_WITH_MEMORY else 0
+    sets = len(together)
+    return [
+        ("left_out", subsets),
+        ("held", subsets),
+        ("largest", subsets),
+        ("mates", calls),
+        ("set_devices", sets),
+        ("set_clash", sets),
+        ("task_devices", tasks),
+        ("task_clash", tasks),
+        ("fitting", sets),
+        ("row_label", sets),
+        ("column_label", tasks),
+    ]
 
 
 class _Moves(NamedTuple):
@@ -231,7 +287,7 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
         if train[call] < 0 or train[call] == call:
             continue
         arrays["least_start"][call] = sum(table.size for table in groups[0])
-        three = least_move_seconds(problem, tree, int(train[call]), call)
+        three = move_tables(problem, tree, int(train[call]), call)
         for tables, table in zip(groups, three, strict=True):
             tables.append(table)
         arrays["least_columns"][call] = groups[0][-1].shape[1]
@@ -242,21 +298,6 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
     named = dict(zip(("least", "apart", "moved", "matrix"), (*groups, matrices), strict=True))
     reals = {name: np.concatenate([t.ravel() for t in tables]) for name, tables in named.items()}
     return _Moves(arrays, reals)
-
-
-def _subsets(calls: int) -> int:
-    return 1 << calls if calls <= MAX_CALLS_WITH_MEMORY else 0
-
-
-def _partners(train: Ints) -> Ints:
-    partners = np.full(len(train), -1, dtype=np.int64)
-    for call, owner in enumerate(train):
-        if owner >= 0 and owner != call:
-            first = partners[owner] < 0
-            partners[call] = owner if first else -2
-            if first:
-                partners[owner] = call
-    return partners
 
 
 def _movers(train: Ints) -> list[int]:
@@ -286,9 +327,9 @@ def _later(calls: int, window: list[tuple[int, int]], train: Ints, movers: list[
 
 
 def _together(later: list[int]) -> list[int]:
-    """All sets of tasks of which no one precedes another, as bit sets, the largest first.
+    """All sets of tasks of which no one precedes another, as bit sets.
 
-    Empty where there are too many.
+    Each stands behind the set without its last task. Empty where there are too many.
     """
     tasks = range(len(later))
     sets = [0]
@@ -297,7 +338,7 @@ def _together(later: list[int]) -> list[int]:
         sets += [chosen | 1 << task for chosen in sets if chosen & ordered == 0]
         if len(sets) > _MAX_TOGETHER:
             return []
-    return sorted(sets[1:], key=lambda chosen: -chosen.bit_count())
+    return sets[1:]
 
 
 def _before(calls: int, edges: list[tuple[int, int]]) -> tuple[Ints, Ints]:

@@ -14,6 +14,9 @@ from realloc.search.problem import SearchProblem
 
 T = TypeVar("T")
 
+ROUNDING = 1e-8
+"""A relative gap that is due to the order in which float64 numbers are added."""
+
 Clock = Callable[[], float]
 """Seconds since some time: ``time.perf_counter``, or ``time.process_time`` where the machine is
 shared and a benchmark is to count its own work only."""
@@ -53,6 +56,13 @@ class SearchResult:
     def gap(self) -> float:
         """(seconds − lower bound) / seconds, 0 where the plan is proven optimal."""
         return (self.seconds - self.lower_bound) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def proof(self) -> str:
+        """What is proved, in words."""
+        if self.gap <= ROUNDING:
+            return "proven optimal"
+        return f"at most {100 * self.gap:.2g} % above the optimum"
 
 
 class Searcher(Protocol):

@@ -1,5 +1,7 @@
 """The searchers by name, and their warm-up."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from realloc.core.errors import InvalidInput
@@ -7,6 +9,7 @@ from realloc.search.default import DefaultSearcher
 from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.heuristic import HeuristicSearcher
 from realloc.search.mcmc import McmcSearcher
+from realloc.search.memory import smallest_memory
 from realloc.search.problem import SearchProblem
 from realloc.search.result import Searcher, search_to_end
 
@@ -36,7 +39,12 @@ def warm_up(searcher: Searcher) -> None:
 
     The compiled functions do not depend on the problem; a tiny one calls each of them.
     """
-    search_to_end(searcher, tiny_problem(), seconds=60.0)
+    problem = tiny_problem()
+    if isinstance(searcher, DefaultSearcher):
+        # Small turns, so that each kind of turn comes before the proof is complete.
+        searcher = replace(searcher, slice_plans=1, slice_choices=1)
+    search_to_end(searcher, problem, seconds=60.0)
+    smallest_memory(problem)
 
 
 def tiny_problem() -> SearchProblem:
@@ -53,7 +61,7 @@ def tiny_problem() -> SearchProblem:
         option_first_device=np.array([first for first, _ in options] * 2),
         option_num_devices=np.array([num for _, num in options] * 2),
         option_seconds=np.array([2.0, 2.0, 1.5, 3.0, 3.0, 2.0]),
-        option_resident_bytes=np.array([4, 4, 2, 9, 9, 5]),
+        option_resident_bytes=np.array([4, 4, 5, 9, 9, 5]),
         option_active_bytes=np.array([1, 1, 1, 3, 1, 1]),
         option_layout=np.array([0, 1, 2, 0, 1, 3]),
         realloc_seconds={0: np.full((4, 4), 0.25)},

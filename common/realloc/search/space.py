@@ -169,13 +169,13 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
 
 def flat_ints(arrays: Mapping[str, NDArray[Any]]) -> Ints:
     """All arrays one after the other."""
-    flat: Ints = np.concatenate([a.ravel() for a in arrays.values()]).astype(np.int64)
+    flat: Ints = np.concatenate([a.ravel() for a in arrays.values()], dtype=np.int64)
     return flat
 
 
 def flat_reals(arrays: Mapping[str, NDArray[Any]]) -> Floats:
     """All arrays one after the other."""
-    flat: Floats = np.concatenate([a.ravel() for a in arrays.values()]).astype(np.float64)
+    flat: Floats = np.concatenate([a.ravel() for a in arrays.values()], dtype=np.float64)
     return flat
 
 

@@ -41,9 +41,8 @@ def result_as_text(
     """The plan as a table, what was proved, and the timeline where wanted."""
     from realloc.cost.timeline_text import render_timeline
 
-    proof = "proven optimal" if result.gap == 0 else f"at most {result.gap:.2%} above the optimum"
     lines = [
-        f"{result.seconds:.6g} seconds per iteration, {proof}"
+        f"{result.seconds:.6g} seconds per iteration, {result.proof}"
         f" (lower bound {result.lower_bound:.6g})",
         f"peak {result.peak_bytes / 2**30:.1f} of "
         f"{problem.device_memory_bytes / 2**30:.1f} GiB on the fullest device",

@@ -233,6 +233,15 @@ class Metric(StrEnum):
     RPC_SECONDS = "rpc.server.duration", Instrument.HISTOGRAM, "s", "One call, by method and code."
 
 
+WITHOUT_SPANS = (
+    "grpc.health.",
+    "grpc.reflection.",
+    "realloc.api.shard.v1.BatchService/FetchBatch",
+)
+"""Beginnings of methods whose calls get no spans of their own. A shard fetches from each peer,
+field by field: two thirds of a PPO iteration's spans, all of them inside of `Span.PULL_BATCH`."""
+
+
 def rpc_attributes(method: str) -> dict[str, str]:
     """Attributes of a call to ``package.Service/Method``."""
     service, _, name = method.partition("/")

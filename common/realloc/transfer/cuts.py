@@ -10,9 +10,9 @@ import numpy as np
 
 from realloc.core.transfer import Int64
 
-LEAST_RUN_BYTES = 256 << 10
-"""Runs below this are packed together with their neighbours: an operation costs as much as
-copying some 100 KiB."""
+LEAST_RUN_BYTES = 4 << 20
+"""Runs below this are packed together with their neighbours: where processes take turns on their
+cores, an operation more costs as much as copying 1 MiB or more on each side."""
 
 
 def chunk_ends(num_elements: int, runs: Sequence[Int64], chunk_elements: int) -> Int64:

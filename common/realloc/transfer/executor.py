@@ -29,7 +29,7 @@ from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
 
 MAX_IN_FLIGHT = 16
-"""Chunks in flight per endpoint: enough to cover latency, few enough to stay in the cache."""
+"""Chunks in flight per endpoint: enough to cover latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,46 @@ def test_trace_and_page_are_written(experiment: Path, tmp_path: Path) -> None:
     assert "http" not in text
 
 
+def test_a_front_is_a_line_per_plan(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From cheap to fast; the page draws it; programs get every plan."""
+    page = tmp_path / "plan.html"
+    assert run(experiment, "--pareto", "--html", str(page)) == 0
+    assert "device-s per sample" in capsys.readouterr().out
+    assert "What more devices buy" in page.read_text()
+    assert run(experiment, "--pareto", "--json") == 0
+    points = json.loads(capsys.readouterr().out)
+    costs = [point["device_seconds_per_sample"] for point in points]
+    assert costs == sorted(costs)
+    assert run(experiment, "--objective", "cost", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_devices"] == points[0]["num_devices"]
+
+
+def test_the_command_line_overrides_the_file(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pin given there replaces the experiment's; a setting likewise; others stay."""
+    text = 'pins: {actor_gen: "@0", ref_inf: d1t2p1}\nplacement: {max_tensor: 2, headroom: 0.9}\n'
+    experiment.write_text(experiment.read_text() + text)
+    assert run(experiment, "--pin", "actor_gen=@1", "--headroom", "0", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    places = {each["call"]: each for each in plan["placements"]}
+    assert (places["actor_gen"]["first_device"], places["actor_gen"]["num_devices"]) == (1, 1)
+    assert places["ref_inf"]["strategy"] == "d1t2p1"
+    assert plan["cluster"]["usable_bytes"] == 77 * 10**9
+
+
+def test_unlike_nodes_are_planned_together(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its own memory."""
+    assert run(experiment, "--json", cluster="1xH100:2+1xL40S:2") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cluster"]["device_kind"] == "H100+L40S"
+    assert max(plan["device_peak_bytes"][2:], default=0) <= 45 * 10**9
+
+
 def test_each_call_is_explained(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line per call, with its runner-up."""
     arguments = ["plan", "explain", str(experiment), "--cluster", "1xH100:2", "--seconds", "0.3"]
@@ -95,6 +135,14 @@ def test_text_length_is_estimated_from_data(
         ("1xH100:2", ("--response-tokens", "900"), "must lie between 1 and max_new_tokens, 128"),
         ("1xH100:2", ("--prompt-tokens", "0"), "must be at least 1"),
         ("1xH100:2", ("--seconds", "0"), "give 0 to 3600"),
+        ("1xH100:2+1xL40S:4", (), "all need the same number"),
+        ("1xH100:2", ("--pin", "actor_gen"), "is not of the form actor_gen=d2t4p1@0-7"),
+        ("1xH100:2", ("--pin", "actor_gen=@1-0"), "ends before it begins"),
+        ("1xH100:2", ("--pin", "actor_gen=d4t1p1"), "no mesh of the 4 devices of d4t1p1"),
+        ("1xH100:2", ("--pin", "nobody=@0"), "is no call of the graph"),
+        ("1xH100:2", ("--pin", "ref_inf=d1t2p1", "--max-tensor", "1"), "the most allowed is 1"),
+        ("1xH100:2", ("--headroom", "1.5"), "give a share from 0 to below 1"),
+        ("1xH100:2", ("--profile", "nowhere.json"), "nowhere.json cannot be read"),
     ],
 )
 def test_wrong_inputs_are_one_clear_message(

@@ -185,11 +185,10 @@ def test_no_file_and_no_json_are_refused(tmp_path: Path) -> None:
         profile_from_json("{")
 
 
-def test_a_kind_of_device_takes_its_own_profile_only(tmp_path: Path) -> None:
-    """The file's hardware, the preset without one, and a refusal for another kind."""
-    path = tmp_path / "profile.json"
-    write_profile(profiled(SLOW), path)
-    assert profiled_hardware("H100", str(path)).efficiency.matrix == pytest.approx(0.4, rel=0.1)
-    assert profiled_hardware("H100") is H100
+def test_a_kind_of_device_takes_its_own_profile_only() -> None:
+    """The profile's hardware, and a refusal for another kind."""
+    assert profiled_hardware("H100", profiled(SLOW)).efficiency.matrix == pytest.approx(
+        0.4, rel=0.1
+    )
     with pytest.raises(InvalidInput, match="is of H100 and the cluster has B200"):
-        profiled_hardware("B200", str(path))
+        profiled_hardware("B200", profiled(SLOW))

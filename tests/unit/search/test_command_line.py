@@ -56,7 +56,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(
     save_problem(replace(tiny_problem(), device_memory_bytes=7), tight)
     cases = {
         (str(none),): "no such file",
-        (str(tight),): "is 7 and no plan fits; the smallest that would do is 8 ",
+        (str(tight),): "is 7 and no plan fits; the smallest that would do is 10 ",
         (str(tight), "--searcher", "best"): "'best' is not one of default, exhaustive",
         (str(tight), "--iterations", "1"): "is 1 and must be at least 2",
     }

@@ -1,6 +1,9 @@
 """From experiment and cluster to a plan: spaces, constraints, advice."""
 
+import itertools
+import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,17 +11,23 @@ from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CallPin, DataSettings, Experiment, ModelSettings
 from realloc.core.mesh import Cluster, DeviceMesh
 from realloc.core.model import Head, ModelArchitecture
-from realloc.core.settings import GenerationSettings, PpoSettings
+from realloc.core.settings import (
+    GenerationPlacement,
+    GenerationSettings,
+    PlacementSettings,
+    PpoSettings,
+)
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.hardware import hardware_of
 from realloc.dataflow.catalog import build_graph
-from realloc.search.constraints import GenerationPlacement, PlanConstraints
+from realloc.search.constraints import PlanConstraints
 from realloc.search.construction import build_space
 from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.explanation import explain_plan
-from realloc.search.options import PlanTask, workloads_of
+from realloc.search.front import Objective, plan_front
 from realloc.search.planning import Effort, PlannedIteration, plan_task, smallest_cluster
 from realloc.search.searchers import searcher_named
+from realloc.search.task import PlanTask, SpaceRules, workloads_of
 
 SMALL = ModelArchitecture(
     family="llama",
@@ -79,6 +88,10 @@ def task(
     )
 
 
+def placed(**settings: Any) -> PlanConstraints:
+    return PlanConstraints(placement=PlacementSettings(**settings))
+
+
 def planned(given: PlanTask, seconds: float = 0.5) -> PlannedIteration:
     return plan_task(given, Effort(searcher=searcher_named("default"), seconds=seconds))
 
@@ -137,14 +150,14 @@ def test_pins_are_kept() -> None:
 
 def test_disjoint_generation_shares_no_device_with_training() -> None:
     """Rollouts on the first devices, the actor's training on the others."""
-    found = planned(task(constraints=PlanConstraints(generation=GenerationPlacement.DISJOINT)))
+    found = planned(task(constraints=placed(generation=GenerationPlacement.DISJOINT)))
     by_call = {option.call: option for option in found.chosen}
     assert not by_call["actor_gen"].mesh.overlaps(by_call["actor_train"].mesh)
 
 
 def test_colocated_generation_uses_all_devices_in_turns() -> None:
     """Both on the whole cluster."""
-    found = planned(task(constraints=PlanConstraints(generation=GenerationPlacement.COLOCATED)))
+    found = planned(task(constraints=placed(generation=GenerationPlacement.COLOCATED)))
     by_call = {option.call: option for option in found.chosen}
     assert by_call["actor_gen"].mesh == by_call["actor_train"].mesh
     assert by_call["actor_gen"].mesh.num_devices == 4
@@ -152,7 +165,7 @@ def test_colocated_generation_uses_all_devices_in_turns() -> None:
 
 def test_limits_are_kept() -> None:
     """No tensor degree above the most, no avoided node, headroom left free."""
-    constraints = PlanConstraints(max_tensor=2, headroom=0.25, avoided_nodes=(1,))
+    constraints = placed(max_tensor=2, headroom=0.25, avoided_nodes=(1,))
     given = task(nodes=3, constraints=constraints)
     space = build_space(given)
     assert all(option.strategy.tensor <= 2 for option in space.options)
@@ -168,7 +181,8 @@ def test_contradictions_are_reported_together() -> None:
         strategy=ParallelStrategy(tensor=4),
     )
     constraints = PlanConstraints(
-        pins=(pin, replace(pin, call="nobody")), max_tensor=2, avoided_nodes=(0,), headroom=2.0
+        pins=(pin, replace(pin, call="nobody")),
+        placement=PlacementSettings(max_tensor=2, avoided_nodes=(0,), headroom=2.0),
     )
     with pytest.raises(InvalidInput) as caught:
         build_space(task(nodes=2, constraints=constraints))
@@ -213,3 +227,112 @@ def test_explanations_add_up() -> None:
         options[call] = found.space.options.index(explanation.runner_up)
         seconds = found.space.problem.simulate(options, found.rules).seconds
         assert seconds - found.result.seconds == pytest.approx(explanation.added_seconds)
+
+
+def test_a_pinned_mesh_leaves_the_strategy_to_the_search_and_the_other_way_round() -> None:
+    """Only what is pinned is fixed."""
+    pins = (
+        CallPin(call="actor_gen", mesh=DeviceMesh(first_device=2, num_devices=2)),
+        CallPin(call="actor_train", strategy=ParallelStrategy(data=1, tensor=2)),
+    )
+    space = build_space(task(constraints=PlanConstraints(pins=pins)))
+    places: dict[str, set[DeviceMesh]] = {}
+    degrees: dict[str, set[ParallelStrategy]] = {}
+    for option in space.options:
+        places.setdefault(option.call, set()).add(option.mesh)
+        degrees.setdefault(option.call, set()).add(option.strategy)
+    assert places["actor_gen"] == {pins[0].mesh}
+    assert len(degrees["actor_gen"]) > 1
+    assert degrees["actor_train"] == {pins[1].strategy}
+    assert len(places["actor_train"]) == 2
+
+
+def test_a_pinned_strategy_that_fits_no_mesh_says_so() -> None:
+    """The number of its ranks, or the rule that it breaks."""
+    for strategy, message in (
+        (ParallelStrategy(data=3), "no mesh of the 3 devices of d3t1p1"),
+        (ParallelStrategy(data=1, tensor=1, pipeline=4, virtual_pipeline=3), "12 chunks"),
+    ):
+        pin = CallPin(call="actor_train", strategy=strategy)
+        with pytest.raises(InvalidInput, match=message):
+            build_space(task(constraints=PlanConstraints(pins=(pin,))))
+
+
+def test_other_trainers_may_offload_interleave_and_overlap_and_ours_may_not() -> None:
+    """Free choices make spaces larger, never plans slower; keeping all on the device is kept."""
+    free = build_space(task())
+    assert any(option.choices.offload for option in free.options)
+    assert any(option.strategy.virtual_pipeline > 1 for option in free.options)
+    kept = build_space(task(constraints=placed(keep_on_device=True)))
+    assert not any(option.choices.offload for option in kept.options)
+    ours = build_space(replace(task(), rules=SpaceRules(free_choices=False)))
+    assert all(option.strategy.is_plain and not option.notes for option in ours.options)
+    assert planned(task()).seconds <= planned(
+        replace(task(), rules=SpaceRules(free_choices=False))
+    ).seconds * (1 + 1e-9)
+
+
+def test_long_rows_and_experts_may_be_split() -> None:
+    """Context ranks from 8,192 tokens on; expert ranks where there are experts."""
+    given = task()
+    long = replace(given.workloads["actor_train"], prompt_tokens=20_000)
+    space = build_space(replace(given, workloads=dict.fromkeys(given.workloads, long)))
+    assert any(option.strategy.context > 1 for option in space.options)
+    sparse = replace(SMALL, num_experts=8, experts_per_token=2, expert_intermediate_size=1024)
+    space = build_space(task(actor=sparse))
+    found = {option.strategy.expert for option in space.options if option.call == "actor_train"}
+    assert {1, 2, 4} <= found
+
+
+def mixed(*kinds: str) -> PlanTask:
+    """A node of four devices of each kind."""
+    nodes = tuple(hardware_of(kind).with_node_size(4) for kind in kinds)
+    given = task(nodes=len(kinds))
+    memory = max(node.memory_bytes for node in nodes)
+    cluster = replace(given.cluster, device_memory_bytes=memory)
+    return replace(given, cluster=cluster, hardware=nodes[0], node_hardware=nodes)
+
+
+def test_unlike_nodes_run_at_the_pace_of_the_slower() -> None:
+    """A mesh over both takes as long as one of slow devices only."""
+    by_place = {
+        option.mesh: option
+        for option in build_space(mixed("H100", "L40S")).options
+        if option.call == "ref_inf" and option.strategy.data == 8 and not option.choices.offload
+    }
+    slow = {
+        option.mesh: option
+        for option in build_space(mixed("L40S", "L40S")).options
+        if option.call == "ref_inf" and option.strategy.data == 8 and not option.choices.offload
+    }
+    both = DeviceMesh(first_device=0, num_devices=8)
+    assert by_place[both].cost.seconds >= slow[both].cost.seconds * (1 - 1e-9)
+
+
+def test_no_device_of_unlike_nodes_is_overfilled() -> None:
+    """Each plan that the scaled problem accepts fits the memory of each device."""
+    given = mixed("H100", "L40S")
+    found = planned(given)
+    for device, size in enumerate(found.device_bytes()):
+        assert size <= given.usable_on(given.node_hardware[device // 4])
+    problem = found.space.problem
+    rng = random.Random(0)
+    for _ in range(300):
+        options = [int(rng.choice(problem.options_of(c))) for c in range(problem.num_calls)]
+        if problem.peak_bytes(options) > problem.device_memory_bytes:
+            continue
+        chosen = replace(found, result=replace(found.result, options=tuple(options)))
+        for device, size in enumerate(chosen.device_bytes()):
+            assert size <= given.usable_on(given.node_hardware[device // 4])
+
+
+def test_as_few_devices_as_pay_off() -> None:
+    """The front's plans are faster or cheaper than all others; the ends are the objectives."""
+    front = plan_front(task(), Effort(searcher=searcher_named("default"), seconds=1.0))
+    for one, two in itertools.pairwise(front.plans):
+        assert one.seconds > two.seconds
+        assert one.cost < two.cost
+    assert front.best(Objective.SECONDS) is front.plans[-1]
+    assert front.best(Objective.COST) is front.plans[0]
+    for plan in front.plans:
+        assert plan.cost == pytest.approx(plan.num_devices * plan.seconds / 64)

@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from realloc.core.errors import InvalidInput
 from realloc.cost.simulator import SimulationRules
 from realloc.search.bounds import choice_bound
+from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import distinct_options
 from realloc.search.default import DefaultSearcher
 from realloc.search.evaluator import evaluate
@@ -221,3 +224,39 @@ def test_the_tiny_problem_is_solved_by_every_searcher() -> None:
     for name in ("default", "mcmc"):
         found = search_to_end(searcher_named(name), tiny_problem(), seconds=0.5)
         assert found.seconds == optimum
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_few_open_choices_prove_the_same(seed: int) -> None:
+    """Where only three choices may be open, the rest is refined depth first, and none is lost."""
+    rng = random.Random(9000 + seed)
+    for _ in range(10):
+        problem = _small_problem(rng, windows=rng.random() < 0.5, memory=rng.choice([90, 10**9]))
+        rules = SimulationRules(staleness=rng.choice([0, 1]))
+        tables = build_tables(problem, rules)
+        best = min(evaluate(*tables, np.array(p), np.inf) for p in _all_plans(problem))
+        bounds, tree = build_bounds(problem, distinct_options(problem), rules)
+        if any(tree.child_count[root] == 0 for root in tree.root) or best == np.inf:
+            continue
+        search = BranchAndBound(tables, bounds, tree, most_open=3)
+        seconds, proved = np.inf, 0.0
+        while search.lower_bound < np.inf:
+            assert search.lower_bound >= proved
+            assert min(search.lower_bound * (1 - 1e-9), seconds) <= best
+            proved = search.lower_bound
+            search.advance(seconds, 10)
+            seconds = search.best_seconds
+        assert seconds == best
+
+
+def test_warming_up_compiles_all_that_a_search_needs() -> None:
+    """No search waits for the compiler afterwards."""
+    code = (
+        "from realloc.search.searchers import *; from tools.bench.search_problems import *;"
+        "warm_up(searcher_named('default')); import numba.core.dispatcher as d;"
+        "d.Dispatcher.compile = lambda *a: exit('compiles ' + str(a));"
+        "p = build_problem(WORKLOADS['safe-rlhf-8']);"
+        "search_to_end(searcher_named('default'), p, seconds=1.0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

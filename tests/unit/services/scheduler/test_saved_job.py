@@ -7,19 +7,14 @@ from typing import Any
 
 import pytest
 
-from realloc.core.checkpoint_folder import CheckpointFolder, Manifest
 from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CheckpointSettings, Experiment
-from realloc.core.job import Evaluation, IterationReport, Job, JobState, StageReport, Wanted
+from realloc.core.job import Evaluation, Job, Wanted
 from realloc.core.mesh import Cluster
 from services.scheduler.admission import Admission, admit
-from services.scheduler.saved_job import (
-    check_same_job,
-    newest_saved_job,
-    plain_architecture,
-    write_saved_job,
-)
+from services.scheduler.saved_job import check_same_job, newest_saved_job
 from tests.support.running_cluster import experiment, write_task
+from tests.support.saved_jobs import report, save_job
 
 CLUSTER = Cluster(num_nodes=1, devices_per_node=2, device_kind="cpu", device_memory_bytes=4 << 30)
 
@@ -35,36 +30,7 @@ def work(tmp_path: Path) -> Experiment:
 
 
 def save(work: Experiment, **fields: Any) -> Job:
-    """Write a checkpoint of iteration 1 without weights."""
-    admission = admitted(work)
-    job = Job(job_id="one", experiment=work, state=JobState.RUNNING, iteration=1, **fields)
-    folder = CheckpointFolder(Path(work.checkpoint.folder))
-    write_saved_job(folder.begin(1), job, [report()])
-    folder.commit(
-        Manifest(
-            job_id="one",
-            iteration=1,
-            weight_versions={"actor": 2, "critic": 2},
-            kl_coefficient=0.1,
-            layouts={},
-            architectures={
-                model.model_id: plain_architecture(model.architecture)
-                for model in admission.models
-                if model.trains
-            },
-            data_rows=admission.data.num_rows,
-            files=(),
-            tensors={},
-        )
-    )
-    return job
-
-
-def report() -> IterationReport:
-    stage = StageReport(
-        name="actor_gen", model_seconds=0.1, predicted_seconds=0.12, measured_seconds=0.2
-    )
-    return IterationReport(iteration=1, seconds=0.3, metrics={"reward/mean": 0.1}, stages=(stage,))
+    return save_job(admitted(work), **fields)
 
 
 def test_the_job_and_its_reports_come_back(work: Experiment) -> None:

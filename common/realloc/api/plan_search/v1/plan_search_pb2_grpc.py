@@ -45,6 +45,26 @@ class PlanSearchServiceStub:
                 request_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanRequest.SerializeToString,
                 response_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanResponse.FromString,
                 _registered_method=True)
+        self.ListProfiles = channel.unary_unary(
+                '/realloc.api.plan_search.v1.PlanSearchService/ListProfiles',
+                request_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesResponse.FromString,
+                _registered_method=True)
+        self.GetProfile = channel.unary_unary(
+                '/realloc.api.plan_search.v1.PlanSearchService/GetProfile',
+                request_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileResponse.FromString,
+                _registered_method=True)
+        self.PutProfile = channel.unary_unary(
+                '/realloc.api.plan_search.v1.PlanSearchService/PutProfile',
+                request_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileResponse.FromString,
+                _registered_method=True)
+        self.DeleteProfile = channel.unary_unary(
+                '/realloc.api.plan_search.v1.PlanSearchService/DeleteProfile',
+                request_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileRequest.SerializeToString,
+                response_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileResponse.FromString,
+                _registered_method=True)
 
 
 class PlanSearchServiceServicer:
@@ -52,8 +72,10 @@ class PlanSearchServiceServicer:
     """
 
     def SearchPlan(self, request, context):
-        """Streams plans, each better than the one before; the last is the best found in the time.
-        Cancelling stops the search. INVALID_ARGUMENT where no plan can fit.
+        """Streams plans, each better than the one before or with a higher bound; the last is the best
+        found in the time. Cancelling stops the search. The same request is answered at once when it
+        comes again. INVALID_ARGUMENT where no plan can fit; RESOURCE_EXHAUSTED where too many
+        searches run, or the search would need too much memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +83,35 @@ class PlanSearchServiceServicer:
 
     def EstimatePlan(self, request, context):
         """Predicts seconds and memory of a given plan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProfiles(self, request, context):
+        """Lists the names of the profiles, without their content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProfile(self, request, context):
+        """Reads one profile. NOT_FOUND where there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutProfile(self, request, context):
+        """Keeps a profile, in place of one of the same name; idempotent. INVALID_ARGUMENT where the
+        content is no profile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteProfile(self, request, context):
+        """Forgets a profile. NOT_FOUND where there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +129,26 @@ def add_PlanSearchServiceServicer_to_server(servicer, server):
                     servicer.EstimatePlan,
                     request_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanRequest.FromString,
                     response_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanResponse.SerializeToString,
+            ),
+            'ListProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProfiles,
+                    request_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesResponse.SerializeToString,
+            ),
+            'GetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProfile,
+                    request_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileResponse.SerializeToString,
+            ),
+            'PutProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutProfile,
+                    request_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileResponse.SerializeToString,
+            ),
+            'DeleteProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteProfile,
+                    request_deserializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileRequest.FromString,
+                    response_serializer=realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +206,114 @@ class PlanSearchService:
             '/realloc.api.plan_search.v1.PlanSearchService/EstimatePlan',
             realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanRequest.SerializeToString,
             realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.EstimatePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.plan_search.v1.PlanSearchService/ListProfiles',
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesRequest.SerializeToString,
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.ListProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.plan_search.v1.PlanSearchService/GetProfile',
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileRequest.SerializeToString,
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.GetProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.plan_search.v1.PlanSearchService/PutProfile',
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileRequest.SerializeToString,
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.PutProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/realloc.api.plan_search.v1.PlanSearchService/DeleteProfile',
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileRequest.SerializeToString,
+            realloc_dot_api_dot_plan__search_dot_v1_dot_plan__search__pb2.DeleteProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,11 +34,23 @@ class PlanSearchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PlanSearchServiceAsyncStub: ...
     SearchPlan: _grpc.UnaryStreamMultiCallable[_plan_search_pb2.SearchPlanRequest, _plan_search_pb2.SearchPlanResponse]
-    """Streams plans, each better than the one before; the last is the best found in the time.
-    Cancelling stops the search. INVALID_ARGUMENT where no plan can fit.
+    """Streams plans, each better than the one before or with a higher bound; the last is the best
+    found in the time. Cancelling stops the search. The same request is answered at once when it
+    comes again. INVALID_ARGUMENT where no plan can fit; RESOURCE_EXHAUSTED where too many
+    searches run, or the search would need too much memory.
     """
     EstimatePlan: _grpc.UnaryUnaryMultiCallable[_plan_search_pb2.EstimatePlanRequest, _plan_search_pb2.EstimatePlanResponse]
     """Predicts seconds and memory of a given plan."""
+    ListProfiles: _grpc.UnaryUnaryMultiCallable[_plan_search_pb2.ListProfilesRequest, _plan_search_pb2.ListProfilesResponse]
+    """Lists the names of the profiles, without their content."""
+    GetProfile: _grpc.UnaryUnaryMultiCallable[_plan_search_pb2.GetProfileRequest, _plan_search_pb2.GetProfileResponse]
+    """Reads one profile. NOT_FOUND where there is none of that name."""
+    PutProfile: _grpc.UnaryUnaryMultiCallable[_plan_search_pb2.PutProfileRequest, _plan_search_pb2.PutProfileResponse]
+    """Keeps a profile, in place of one of the same name; idempotent. INVALID_ARGUMENT where the
+    content is no profile.
+    """
+    DeleteProfile: _grpc.UnaryUnaryMultiCallable[_plan_search_pb2.DeleteProfileRequest, _plan_search_pb2.DeleteProfileResponse]
+    """Forgets a profile. NOT_FOUND where there is none of that name."""
 
 @_typing.type_check_only
 class PlanSearchServiceAsyncStub(PlanSearchServiceStub):
@@ -46,11 +58,23 @@ class PlanSearchServiceAsyncStub(PlanSearchServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SearchPlan: _aio.UnaryStreamMultiCallable[_plan_search_pb2.SearchPlanRequest, _plan_search_pb2.SearchPlanResponse]  # type: ignore[assignment]
-    """Streams plans, each better than the one before; the last is the best found in the time.
-    Cancelling stops the search. INVALID_ARGUMENT where no plan can fit.
+    """Streams plans, each better than the one before or with a higher bound; the last is the best
+    found in the time. Cancelling stops the search. The same request is answered at once when it
+    comes again. INVALID_ARGUMENT where no plan can fit; RESOURCE_EXHAUSTED where too many
+    searches run, or the search would need too much memory.
     """
     EstimatePlan: _aio.UnaryUnaryMultiCallable[_plan_search_pb2.EstimatePlanRequest, _plan_search_pb2.EstimatePlanResponse]  # type: ignore[assignment]
     """Predicts seconds and memory of a given plan."""
+    ListProfiles: _aio.UnaryUnaryMultiCallable[_plan_search_pb2.ListProfilesRequest, _plan_search_pb2.ListProfilesResponse]  # type: ignore[assignment]
+    """Lists the names of the profiles, without their content."""
+    GetProfile: _aio.UnaryUnaryMultiCallable[_plan_search_pb2.GetProfileRequest, _plan_search_pb2.GetProfileResponse]  # type: ignore[assignment]
+    """Reads one profile. NOT_FOUND where there is none of that name."""
+    PutProfile: _aio.UnaryUnaryMultiCallable[_plan_search_pb2.PutProfileRequest, _plan_search_pb2.PutProfileResponse]  # type: ignore[assignment]
+    """Keeps a profile, in place of one of the same name; idempotent. INVALID_ARGUMENT where the
+    content is no profile.
+    """
+    DeleteProfile: _aio.UnaryUnaryMultiCallable[_plan_search_pb2.DeleteProfileRequest, _plan_search_pb2.DeleteProfileResponse]  # type: ignore[assignment]
+    """Forgets a profile. NOT_FOUND where there is none of that name."""
 
 class PlanSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Plans for an experiment on a cluster."""
@@ -61,8 +85,10 @@ class PlanSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _plan_search_pb2.SearchPlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_plan_search_pb2.SearchPlanResponse], _abc.AsyncIterator[_plan_search_pb2.SearchPlanResponse]]:
-        """Streams plans, each better than the one before; the last is the best found in the time.
-        Cancelling stops the search. INVALID_ARGUMENT where no plan can fit.
+        """Streams plans, each better than the one before or with a higher bound; the last is the best
+        found in the time. Cancelling stops the search. The same request is answered at once when it
+        comes again. INVALID_ARGUMENT where no plan can fit; RESOURCE_EXHAUSTED where too many
+        searches run, or the search would need too much memory.
         """
 
     @_abc_1.abstractmethod
@@ -72,5 +98,39 @@ class PlanSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_plan_search_pb2.EstimatePlanResponse, _abc.Awaitable[_plan_search_pb2.EstimatePlanResponse]]:
         """Predicts seconds and memory of a given plan."""
+
+    @_abc_1.abstractmethod
+    def ListProfiles(
+        self,
+        request: _plan_search_pb2.ListProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_plan_search_pb2.ListProfilesResponse, _abc.Awaitable[_plan_search_pb2.ListProfilesResponse]]:
+        """Lists the names of the profiles, without their content."""
+
+    @_abc_1.abstractmethod
+    def GetProfile(
+        self,
+        request: _plan_search_pb2.GetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_plan_search_pb2.GetProfileResponse, _abc.Awaitable[_plan_search_pb2.GetProfileResponse]]:
+        """Reads one profile. NOT_FOUND where there is none of that name."""
+
+    @_abc_1.abstractmethod
+    def PutProfile(
+        self,
+        request: _plan_search_pb2.PutProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_plan_search_pb2.PutProfileResponse, _abc.Awaitable[_plan_search_pb2.PutProfileResponse]]:
+        """Keeps a profile, in place of one of the same name; idempotent. INVALID_ARGUMENT where the
+        content is no profile.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteProfile(
+        self,
+        request: _plan_search_pb2.DeleteProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_plan_search_pb2.DeleteProfileResponse, _abc.Awaitable[_plan_search_pb2.DeleteProfileResponse]]:
+        """Forgets a profile. NOT_FOUND where there is none of that name."""
 
 def add_PlanSearchServiceServicer_to_server(servicer: PlanSearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

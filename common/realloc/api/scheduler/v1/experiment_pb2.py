@@ -25,23 +25,27 @@ _sym_db = _symbol_database.Default()
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)realloc/api/scheduler/v1/experiment.proto\x12\x18realloc.api.scheduler.v1\x1a realloc/api/types/v1/types.proto\"\x80\x07\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x12\n\niterations\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x36\n\x05\x61\x63tor\x18\x05 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettings\x12<\n\x06\x63ritic\x18\x06 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x00\x88\x01\x01\x12\x39\n\x03ref\x18\x07 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x01\x88\x01\x01\x12\x42\n\x0creward_model\x18\x08 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x02\x88\x01\x01\x12\x34\n\x04\x64\x61ta\x18\t \x01(\x0b\x32&.realloc.api.scheduler.v1.DataSettings\x12\x34\n\x06reward\x18\n \x01(\x0b\x32$.realloc.api.types.v1.RewardSettings\x12\x45\n\nevaluation\x18\x0b \x01(\x0b\x32,.realloc.api.scheduler.v1.EvaluationSettingsH\x03\x88\x01\x01\x12<\n\ngeneration\x18\x0c \x01(\x0b\x32(.realloc.api.types.v1.GenerationSettings\x12.\n\x03ppo\x18\r \x01(\x0b\x32!.realloc.api.types.v1.PpoSettings\x12/\n\x04pins\x18\x0e \x03(\x0b\x32!.realloc.api.scheduler.v1.CallPin\x12\"\n\x1amax_tokens_per_micro_batch\x18\x0f \x01(\x05\x12\r\n\x05\x64type\x18\x10 \x01(\t\x12\x0e\n\x06output\x18\x11 \x01(\t\x12\x1c\n\x14\x63\x61ll_timeout_seconds\x18\x12 \x01(\x01\x12\x45\n\ncheckpoint\x18\x13 \x01(\x0b\x32,.realloc.api.scheduler.v1.CheckpointSettingsH\x04\x88\x01\x01\x42\t\n\x07_criticB\x06\n\x04_refB\x0f\n\r_reward_modelB\r\n\x0b_evaluationB\r\n\x0b_checkpoint\"Y\n\x12\x43heckpointSettings\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\r\n\x05\x65very\x18\x02 \x01(\x05\x12\x0c\n\x04keep\x18\x03 \x01(\x05\x12\x16\n\x0emax_recoveries\x18\x04 \x01(\x05\"w\n\rModelSettings\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x16\n\x0erandom_weights\x18\x02 \x01(\x08\x12:\n\toptimizer\x18\x03 \x01(\x0b\x32\'.realloc.api.types.v1.OptimizerSettings\"0\n\x0c\x44\x61taSettings\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\"1\n\x12\x45valuationSettings\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x65very\x18\x02 \x01(\x05\"\x81\x01\n\x07\x43\x61llPin\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12.\n\x04mesh\x18\x02 \x01(\x0b\x32 .realloc.api.types.v1.DeviceMesh\x12\x38\n\x08strategy\x18\x03 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)realloc/api/scheduler/v1/experiment.proto\x12\x18realloc.api.scheduler.v1\x1a realloc/api/types/v1/types.proto\"\xc0\x07\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x12\n\niterations\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x36\n\x05\x61\x63tor\x18\x05 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettings\x12<\n\x06\x63ritic\x18\x06 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x00\x88\x01\x01\x12\x39\n\x03ref\x18\x07 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x01\x88\x01\x01\x12\x42\n\x0creward_model\x18\x08 \x01(\x0b\x32\'.realloc.api.scheduler.v1.ModelSettingsH\x02\x88\x01\x01\x12\x34\n\x04\x64\x61ta\x18\t \x01(\x0b\x32&.realloc.api.scheduler.v1.DataSettings\x12\x34\n\x06reward\x18\n \x01(\x0b\x32$.realloc.api.types.v1.RewardSettings\x12\x45\n\nevaluation\x18\x0b \x01(\x0b\x32,.realloc.api.scheduler.v1.EvaluationSettingsH\x03\x88\x01\x01\x12<\n\ngeneration\x18\x0c \x01(\x0b\x32(.realloc.api.types.v1.GenerationSettings\x12.\n\x03ppo\x18\r \x01(\x0b\x32!.realloc.api.types.v1.PpoSettings\x12/\n\x04pins\x18\x0e \x03(\x0b\x32!.realloc.api.scheduler.v1.CallPin\x12\"\n\x1amax_tokens_per_micro_batch\x18\x0f \x01(\x05\x12\r\n\x05\x64type\x18\x10 \x01(\t\x12\x0e\n\x06output\x18\x11 \x01(\t\x12\x1c\n\x14\x63\x61ll_timeout_seconds\x18\x12 \x01(\x01\x12\x45\n\ncheckpoint\x18\x13 \x01(\x0b\x32,.realloc.api.scheduler.v1.CheckpointSettingsH\x04\x88\x01\x01\x12>\n\tplacement\x18\x14 \x01(\x0b\x32+.realloc.api.scheduler.v1.PlacementSettingsB\t\n\x07_criticB\x06\n\x04_refB\x0f\n\r_reward_modelB\r\n\x0b_evaluationB\r\n\x0b_checkpoint\"Y\n\x12\x43heckpointSettings\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\r\n\x05\x65very\x18\x02 \x01(\x05\x12\x0c\n\x04keep\x18\x03 \x01(\x05\x12\x16\n\x0emax_recoveries\x18\x04 \x01(\x05\"w\n\rModelSettings\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x16\n\x0erandom_weights\x18\x02 \x01(\x08\x12:\n\toptimizer\x18\x03 \x01(\x0b\x32\'.realloc.api.types.v1.OptimizerSettings\"0\n\x0c\x44\x61taSettings\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\"1\n\x12\x45valuationSettings\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x65very\x18\x02 \x01(\x05\"\xa1\x01\n\x07\x43\x61llPin\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12\x33\n\x04mesh\x18\x02 \x01(\x0b\x32 .realloc.api.types.v1.DeviceMeshH\x00\x88\x01\x01\x12=\n\x08strategy\x18\x03 \x01(\x0b\x32&.realloc.api.types.v1.ParallelStrategyH\x01\x88\x01\x01\x42\x07\n\x05_meshB\x0b\n\t_strategy\"\xab\x01\n\x11PlacementSettings\x12\x41\n\ngeneration\x18\x01 \x01(\x0e\x32-.realloc.api.scheduler.v1.GenerationPlacement\x12\x12\n\nmax_tensor\x18\x02 \x01(\x05\x12\x10\n\x08headroom\x18\x03 \x01(\x01\x12\x15\n\ravoided_nodes\x18\x04 \x03(\x05\x12\x16\n\x0ekeep_on_device\x18\x05 \x01(\x08*\xa0\x01\n\x13GenerationPlacement\x12$\n GENERATION_PLACEMENT_UNSPECIFIED\x10\x00\x12\x1c\n\x18GENERATION_PLACEMENT_ANY\x10\x01\x12\"\n\x1eGENERATION_PLACEMENT_COLOCATED\x10\x02\x12!\n\x1dGENERATION_PLACEMENT_DISJOINT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'realloc.api.scheduler.v1.experiment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATIONPLACEMENT']._serialized_start=1720
+  _globals['_GENERATIONPLACEMENT']._serialized_end=1880
   _globals['_EXPERIMENT']._serialized_start=106
-  _globals['_EXPERIMENT']._serialized_end=1002
-  _globals['_CHECKPOINTSETTINGS']._serialized_start=1004
-  _globals['_CHECKPOINTSETTINGS']._serialized_end=1093
-  _globals['_MODELSETTINGS']._serialized_start=1095
-  _globals['_MODELSETTINGS']._serialized_end=1214
-  _globals['_DATASETTINGS']._serialized_start=1216
-  _globals['_DATASETTINGS']._serialized_end=1264
-  _globals['_EVALUATIONSETTINGS']._serialized_start=1266
-  _globals['_EVALUATIONSETTINGS']._serialized_end=1315
-  _globals['_CALLPIN']._serialized_start=1318
-  _globals['_CALLPIN']._serialized_end=1447
+  _globals['_EXPERIMENT']._serialized_end=1066
+  _globals['_CHECKPOINTSETTINGS']._serialized_start=1068
+  _globals['_CHECKPOINTSETTINGS']._serialized_end=1157
+  _globals['_MODELSETTINGS']._serialized_start=1159
+  _globals['_MODELSETTINGS']._serialized_end=1278
+  _globals['_DATASETTINGS']._serialized_start=1280
+  _globals['_DATASETTINGS']._serialized_end=1328
+  _globals['_EVALUATIONSETTINGS']._serialized_start=1330
+  _globals['_EVALUATIONSETTINGS']._serialized_end=1379
+  _globals['_CALLPIN']._serialized_start=1382
+  _globals['_CALLPIN']._serialized_end=1543
+  _globals['_PLACEMENTSETTINGS']._serialized_start=1546
+  _globals['_PLACEMENTSETTINGS']._serialized_end=1717
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from realloc.api.types.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _GenerationPlacement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GenerationPlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GenerationPlacement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GENERATION_PLACEMENT_UNSPECIFIED: _GenerationPlacement.ValueType  # 0
+    """Any."""
+    GENERATION_PLACEMENT_ANY: _GenerationPlacement.ValueType  # 1
+    """Wherever the search finds best."""
+    GENERATION_PLACEMENT_COLOCATED: _GenerationPlacement.ValueType  # 2
+    """On the same devices, in turns: both on all usable ones."""
+    GENERATION_PLACEMENT_DISJOINT: _GenerationPlacement.ValueType  # 3
+    """On devices of their own: the first ones of the cluster."""
+
+class GenerationPlacement(_GenerationPlacement, metaclass=_GenerationPlacementEnumTypeWrapper):
+    """Where rollouts run, seen from the training of the same model."""
+
+GENERATION_PLACEMENT_UNSPECIFIED: GenerationPlacement.ValueType  # 0
+"""Any."""
+GENERATION_PLACEMENT_ANY: GenerationPlacement.ValueType  # 1
+"""Wherever the search finds best."""
+GENERATION_PLACEMENT_COLOCATED: GenerationPlacement.ValueType  # 2
+"""On the same devices, in turns: both on all usable ones."""
+GENERATION_PLACEMENT_DISJOINT: GenerationPlacement.ValueType  # 3
+"""On devices of their own: the first ones of the cluster."""
+Global___GenerationPlacement: _TypeAlias = GenerationPlacement  # noqa: Y015
 
 @_typing.final
 class Experiment(_message.Message):
@@ -44,6 +73,7 @@ class Experiment(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     CALL_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people."""
     algorithm: _builtins.str
@@ -104,6 +134,10 @@ class Experiment(_message.Message):
     def checkpoint(self) -> Global___CheckpointSettings:
         """Checkpoints to resume from."""
 
+    @_builtins.property
+    def placement(self) -> Global___PlacementSettings:
+        """What holds for the placement of all calls."""
+
     def __init__(
         self,
         *,
@@ -126,10 +160,11 @@ class Experiment(_message.Message):
         output: _builtins.str = ...,
         call_timeout_seconds: _builtins.float = ...,
         checkpoint: Global___CheckpointSettings | None = ...,
+        placement: Global___PlacementSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "evaluation", b"evaluation", "generation", b"generation", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "evaluation", b"evaluation", "generation", b"generation", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "algorithm", b"algorithm", "call_timeout_seconds", b"call_timeout_seconds", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "dtype", b"dtype", "evaluation", b"evaluation", "generation", b"generation", "iterations", b"iterations", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "name", b"name", "output", b"output", "pins", b"pins", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "_critic", b"_critic", "_evaluation", b"_evaluation", "_ref", b"_ref", "_reward_model", b"_reward_model", "actor", b"actor", "algorithm", b"algorithm", "call_timeout_seconds", b"call_timeout_seconds", "checkpoint", b"checkpoint", "critic", b"critic", "data", b"data", "dtype", b"dtype", "evaluation", b"evaluation", "generation", b"generation", "iterations", b"iterations", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "name", b"name", "output", b"output", "pins", b"pins", "placement", b"placement", "ppo", b"ppo", "ref", b"ref", "reward", b"reward", "reward_model", b"reward_model", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint: _TypeAlias = _typing.Literal["checkpoint"]  # noqa: Y015
     _WhichOneofArgType__checkpoint: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint"]  # noqa: Y015
@@ -287,11 +322,11 @@ class CallPin(_message.Message):
     """Name of the function call."""
     @_builtins.property
     def mesh(self) -> _types_pb2.DeviceMesh:
-        """Devices."""
+        """Devices; left to the search where absent."""
 
     @_builtins.property
     def strategy(self) -> _types_pb2.ParallelStrategy:
-        """Strategy on them."""
+        """Strategy; left to the search where absent."""
 
     def __init__(
         self,
@@ -300,10 +335,57 @@ class CallPin(_message.Message):
         mesh: _types_pb2.DeviceMesh | None = ...,
         strategy: _types_pb2.ParallelStrategy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["mesh", b"mesh", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mesh", b"_mesh", "_strategy", b"_strategy", "mesh", b"mesh", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "mesh", b"mesh", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mesh", b"_mesh", "_strategy", b"_strategy", "call", b"call", "mesh", b"mesh", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mesh: _TypeAlias = _typing.Literal["mesh"]  # noqa: Y015
+    _WhichOneofArgType__mesh: _TypeAlias = _typing.Literal["_mesh", b"_mesh"]  # noqa: Y015
+    _WhichOneofReturnType__strategy: _TypeAlias = _typing.Literal["strategy"]  # noqa: Y015
+    _WhichOneofArgType__strategy: _TypeAlias = _typing.Literal["_strategy", b"_strategy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mesh) -> _WhichOneofReturnType__mesh | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strategy) -> _WhichOneofReturnType__strategy | None: ...
+
+Global___CallPin: _TypeAlias = CallPin  # noqa: Y015
+
+@_typing.final
+class PlacementSettings(_message.Message):
+    """What an execution plan may do, beside the pins of single calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MAX_TENSOR_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    AVOIDED_NODES_FIELD_NUMBER: _builtins.int
+    KEEP_ON_DEVICE_FIELD_NUMBER: _builtins.int
+    generation: Global___GenerationPlacement.ValueType
+    """Rollouts on the devices of training or on others; UNSPECIFIED is ANY."""
+    max_tensor: _builtins.int
+    """Largest tensor degree; 0 for the devices of a node."""
+    headroom: _builtins.float
+    """Share of each device's memory that stays free, from 0 to below 1."""
+    keep_on_device: _builtins.bool
+    """Nothing waits in the host's memory between calls."""
+    @_builtins.property
+    def avoided_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes, counted from 0, that the plan leaves out."""
+
+    def __init__(
+        self,
+        *,
+        generation: Global___GenerationPlacement.ValueType = ...,
+        max_tensor: _builtins.int = ...,
+        headroom: _builtins.float = ...,
+        avoided_nodes: _abc.Iterable[_builtins.int] | None = ...,
+        keep_on_device: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided_nodes", b"avoided_nodes", "generation", b"generation", "headroom", b"headroom", "keep_on_device", b"keep_on_device", "max_tensor", b"max_tensor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CallPin: _TypeAlias = CallPin  # noqa: Y015
+Global___PlacementSettings: _TypeAlias = PlacementSettings  # noqa: Y015
