@@ -29,8 +29,8 @@ STOP_SECONDS = 60.0
 _SHOW_EVERY_SECONDS = 2.0
 
 PROFILED = (
-    *("run/arithmetic/model", "--output", "run/profile.json", "--reuse", "--seconds", "20"),
-    *("--rows", "64", "512", "--lengths", "8", "16", "--tensor", "1", "2"),
+    *("run/arithmetic/model", "--output", "run/profile.json", "--reuse", "--seconds", "15"),
+    *("--rows", "64", "512", "--lengths", "12", "--tensor", "1", "2"),
 )
 """What the demo's stages look like: packed batches of short rows, whole or split in two."""
 
