@@ -11,7 +11,7 @@ from realloc.search.task import PlanTask
 def illegal(task: PlanTask, call: FunctionCall, strategy: ParallelStrategy) -> str:
     """Why a strategy cannot be; empty where it can."""
     a, workload = task.architectures[call.model], task.workloads[call.name]
-    most = task.constraints.placement.max_tensor or task.cluster.devices_per_node
+    most = task.constraints.placement.max_tensor
     rows = workload.num_rows
     if call.kind is CallKind.TRAIN:
         rows = rows * workload.num_epochs // workload.num_steps
@@ -19,8 +19,13 @@ def illegal(task: PlanTask, call: FunctionCall, strategy: ParallelStrategy) -> s
         return f"{a.num_attention_heads} attention heads do not split by {strategy}"
     if a.num_layers % strategy.pipeline:
         return f"{a.num_layers} layers do not split by {strategy}"
-    if strategy.tensor > most:
-        return f"{strategy}: the largest tensor degree here is {most}"
+    if most and strategy.tensor > most:
+        return f"{strategy}: placement.max_tensor is {most}"
+    if call.kind is CallKind.GENERATE and strategy.tensor > task.cluster.devices_per_node:
+        return (
+            f"{strategy}: a replica must fit into the {task.cluster.devices_per_node} devices of a "
+            "node"
+        )
     if call.kind is CallKind.GENERATE and strategy.pipeline > 1:
         return f"{strategy}: generation has no pipeline; use p1"
     if call.kind is CallKind.GENERATE and strategy.context > 1:

@@ -148,6 +148,17 @@ def test_pins_are_kept() -> None:
     assert (chosen.mesh, chosen.strategy) == (pin.mesh, pin.strategy)
 
 
+def test_a_pin_may_split_matrices_over_nodes_but_no_replica() -> None:
+    """The search keeps tensor ranks within a node; whoever pins a trainer knows why not."""
+    pair = DeviceMesh(first_device=0, num_devices=2)
+    pin = CallPin(call="actor_train", mesh=pair, strategy=ParallelStrategy(tensor=2))
+    given = task(devices=1, nodes=2, constraints=PlanConstraints(pins=(pin,)))
+    assert planned(given).plan.placement("actor_train").strategy == pin.strategy
+    split = PlanConstraints(pins=(replace(pin, call="actor_gen"),))
+    with pytest.raises(InvalidInput, match="a replica must fit into the 1 devices of a node"):
+        planned(task(devices=1, nodes=2, constraints=split))
+
+
 def test_disjoint_generation_shares_no_device_with_training() -> None:
     """Rollouts on the first devices, the actor's training on the others."""
     found = planned(task(constraints=placed(generation=GenerationPlacement.DISJOINT)))
