@@ -26,6 +26,7 @@ from realloc.telemetry.names import Metric, Span
 from realloc.telemetry.spans import record, span
 from services.scheduler.admission import Admission, admit
 from services.scheduler.devices import Devices
+from services.scheduler.job_devices import generation_devices, trainer_devices
 from services.scheduler.job_members import JobMembers
 from services.scheduler.job_run import JobRun, ShardLost
 from services.scheduler.job_spans import JobSpans, job_spans
@@ -33,7 +34,7 @@ from services.scheduler.job_store import JobStore
 from services.scheduler.memory_check import check_memory
 from services.scheduler.planning import search_plan
 from services.scheduler.real_cluster import real_cluster
-from services.scheduler.runner import RunEnd, generation_devices, trainer_devices
+from services.scheduler.runner import RunEnd
 from services.scheduler.saved_job import (
     ResumePoint,
     check_same_job,

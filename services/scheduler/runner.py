@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,25 @@ from realloc.api.generation.v1 import generation_pb2
 from realloc.api.param_store.v1 import param_store_pb2
 from realloc.api.shard.v1 import shard_pb2
 from realloc.api.trainer.v1 import trainer_pb2
-from realloc.api.types.v1 import types_pb2
 from realloc.coordination.membership import Member
 from realloc.core.checkpoint_folder import Checkpoint, Manifest
 from realloc.core.errors import JobFailed
-from realloc.core.experiment import Experiment
-from realloc.core.job import Evaluation, IterationReport, ReallocationReport, Wanted
+from realloc.core.job import Evaluation, IterationReport, Wanted
 from realloc.core.kl_controller import KlController, initial_kl_controller
-from realloc.core.layout import Layout, LayoutKind
-from realloc.core.plan import CallPlacement, ExecutionPlan
-from realloc.dataflow.graph import CallKind, DataflowGraph
+from realloc.core.plan import ExecutionPlan
+from realloc.dataflow.graph import CallKind
 from realloc.telemetry.names import Span
 from realloc.telemetry.spans import span
-from realloc.wire.convert import to_proto
-from services.scheduler.admission import Admission, AdmittedModel
+from services.scheduler.admission import Admission
 from services.scheduler.checkpoints import CheckpointEvents, JobCheckpoints
 from services.scheduler.function_calls import FunctionCalls, Progress
 from services.scheduler.iteration import IterationRunner, Spans
+from services.scheduler.job_devices import model_layout
+from services.scheduler.job_setup import JobSetup
+from services.scheduler.long_calls import follow_calls
+from services.scheduler.param_store_reallocator import ParamStoreReallocator
 from services.scheduler.saved_job import plain_architecture
-from services.scheduler.shards import JobShards, TrainerShard, replica_devices
+from services.scheduler.shards import JobShards
 from services.scheduler.together import together
 
 _END_SECONDS = 10.0
@@ -54,123 +54,6 @@ class RunEnd:
     """True where iterations are left."""
     checkpoint: str = ""
     """Folder of the final Hugging Face checkpoint; empty for none."""
-
-
-def trainer_devices(graph: DataflowGraph, plan: ExecutionPlan) -> tuple[int, ...]:
-    """Devices whose trainers the job needs, ascending."""
-    return tuple(
-        sorted(
-            {
-                device
-                for call in graph.placed_calls()
-                if call.kind is not CallKind.GENERATE
-                for device in plan.placement(call.name).mesh.devices
-            }
-        )
-    )
-
-
-def generation_devices(graph: DataflowGraph, plan: ExecutionPlan) -> tuple[int, ...]:
-    """First device of each generation replica that the job needs, ascending."""
-    devices: set[int] = set()
-    for call in graph.placed_calls():
-        if call.kind is CallKind.GENERATE:
-            placement = plan.placement(call.name)
-            devices |= set(replica_devices(placement.mesh, placement.strategy))
-    return tuple(sorted(devices))
-
-
-def model_placement(graph: DataflowGraph, plan: ExecutionPlan, model_id: str) -> CallPlacement:
-    """The one placement of a model's calls on trainers."""
-    return next(
-        plan.placement(call.name)
-        for call in graph.placed_calls()
-        if call.model == model_id and call.kind is not CallKind.GENERATE
-    )
-
-
-class ParamStoreReallocator:
-    """Asks param-store for the generation layout of a model."""
-
-    def __init__(
-        self,
-        job_id: str,
-        run_id: str,
-        experiment: Experiment,
-        shards: JobShards,
-        placement: CallPlacement,
-        *,
-        frozen: Sequence[str],
-    ) -> None:
-        """
-        Args:
-            placement: where the model generates.
-            frozen: tensors that never change; with some, only what has changed moves.
-        """
-        self._job_id = job_id
-        self._run_id = run_id
-        self._mode = param_store_pb2.TRANSFER_MODE_ALL
-        if frozen:
-            self._mode = param_store_pb2.TRANSFER_MODE_CHANGED
-        self._experiment = experiment
-        self._shards = shards
-        self._layout = Layout(
-            kind=LayoutKind.VLLM,
-            strategy=placement.strategy,
-            devices=tuple(placement.mesh.devices),
-        )
-        self._versions: dict[str, int] = {}
-        self._early: dict[tuple[str, int], asyncio.Task[ReallocationReport]] = {}
-
-    def start(self, model_id: str, weight_version: int) -> None:
-        """Begin to reallocate a version that was just made; `bring` waits for it."""
-        key = (model_id, weight_version)
-        self._early[key] = asyncio.create_task(self._reallocate(*key), name=f"move {model_id}")
-
-    async def bring(self, model_id: str, weight_version: int) -> ReallocationReport | None:
-        """Reallocate where the layout does not have this version yet."""
-        if self._versions.get(model_id) == weight_version:
-            return None
-        early = self._early.pop((model_id, weight_version), None)
-        report = await (early or self._reallocate(model_id, weight_version))
-        self._versions[model_id] = weight_version
-        return report
-
-    async def close(self) -> None:
-        """End what was begun and nobody waited for."""
-        for task in self._early.values():
-            task.cancel()
-        await asyncio.gather(*self._early.values(), return_exceptions=True)
-
-    async def _reallocate(self, model_id: str, weight_version: int) -> ReallocationReport:
-        tensor = self._layout.strategy.tensor
-        owners = [
-            self._layout.devices[rank // tensor * tensor]
-            for rank in range(len(self._layout.devices))
-        ]
-        request = param_store_pb2.ReallocateRequest(
-            # A job that recovers brings the versions of repeated iterations again.
-            request_id=f"{self._job_id}/{self._run_id}/{model_id}/{weight_version}",
-            job_id=self._job_id,
-            model_id=model_id,
-            target=to_proto(self._layout, types_pb2.Layout),
-            shards=[self._shards.generators[device].member.name for device in owners],
-            weight_version=weight_version,
-            timeout_seconds=self._experiment.call_timeout_seconds,
-            dtype=self._experiment.dtype,
-            mode=self._mode,
-        )
-        response = await self._shards.param_store.Reallocate(
-            request, timeout=self._experiment.call_timeout_seconds
-        )
-        moved = response.reallocation
-        return ReallocationReport(
-            model_id=model_id,
-            weight_version=moved.weight_version,
-            bytes=moved.bytes,
-            seconds=moved.seconds,
-            digest_ok=moved.digest_ok,
-        )
 
 
 class JobRunner:
@@ -202,6 +85,15 @@ class JobRunner:
         self._spans = spans
         self._timeout = self._experiment.call_timeout_seconds
         self._resume = resume
+        self._setup = JobSetup(
+            job_id=job_id,
+            run_id=self._run_id,
+            admission=admission,
+            plan=plan,
+            shards=shards,
+            progress=events.progress,
+            resume=resume,
+        )
         self._done = resume.manifest.iteration if resume else 0
         self._wanted = Wanted.NOTHING
         self.unanswered: tuple[Member, ...] = ()
@@ -231,14 +123,7 @@ class JobRunner:
 
     async def start(self) -> None:
         """Bring up engines and models on every shard of the job."""
-        self._events.progress("starting engines")
-        await together([*self._start_trainers(), *self._start_generators()])
-        for model in self._admission.models:
-            self._events.progress(f"building {model.model_id}")
-            await self._create_model(model)
-        if self._resume is not None:
-            await self._restore(self._resume)
-        await self._register_models()
+        await self._setup.start(self._iterations.weight_versions)
 
     def want(self, wanted: Wanted) -> None:
         """Ask for a checkpoint, or a pause, after the iteration that runs."""
@@ -304,7 +189,10 @@ class JobRunner:
                     for model in trained
                 },
                 kl_coefficient=self._iterations.kl_coefficient,
-                layouts={model.model_id: self._layout(model).short for model in trained},
+                layouts={
+                    model.model_id: model_layout(self._graph, self._plan, model.model_id).short
+                    for model in trained
+                },
                 architectures={
                     model.model_id: plain_architecture(model.architecture) for model in trained
                 },
@@ -369,145 +257,6 @@ class JobRunner:
             frozen=self._admission.actor.settings.optimizer.frozen,
         )
 
-    def _start_trainers(self) -> list[Awaitable[Any]]:
-        return [self._start_trainer_world()]
-
-    async def _start_trainer_world(self) -> None:
-        shards = list(self._shards.trainers.values())
-        meeting = await shards[0].transfer.GetRendezvous(
-            shard_pb2.GetRendezvousRequest(), timeout=self._timeout
-        )
-        await together(
-            shard.trainer.StartJob(
-                trainer_pb2.StartJobRequest(
-                    job_id=self._job_id,
-                    run_id=self._run_id,
-                    rank=rank,
-                    devices=list(self._shards.trainers),
-                    store_host=meeting.host,
-                    store_port=meeting.port,
-                    timeout_seconds=self._timeout,
-                ),
-                timeout=self._timeout,
-            )
-            for rank, shard in enumerate(shards)
-        )
-
-    def _start_generators(self) -> list[Awaitable[Any]]:
-        actor = self._admission.actor
-        if not self._shards.generators:
-            return []
-        call = next(call for call in self._graph.placed_calls() if call.kind is CallKind.GENERATE)
-        request = generation_pb2.StartJobRequest(
-            job_id=self._job_id,
-            hf_config=actor.hf_config,
-            tokenizer=actor.settings.checkpoint,
-            tensor_parallel=self._plan.placement(call.name).strategy.tensor,
-            max_model_len=actor.architecture.max_position_embeddings,
-            dtype=self._experiment.dtype,
-            seed=self._experiment.seed,
-            reward=to_proto(self._experiment.reward, types_pb2.RewardSettings),
-        )
-        return [
-            shard.generation.StartJob(request, timeout=self._timeout)
-            for shard in self._shards.generators.values()
-        ]
-
-    async def _create_model(self, model: AdmittedModel) -> None:
-        """Build a model on its mesh; every trainer takes part in making its groups."""
-        layout, settings = self._layout(model), model.settings
-
-        def request(shard: TrainerShard) -> trainer_pb2.CreateModelRequest:
-            message = trainer_pb2.CreateModelRequest(
-                job_id=self._job_id,
-                sequence=shard.next_sequence(),
-                model_id=model.model_id,
-                hf_config=model.hf_config,
-                head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
-                layout=to_proto(layout, types_pb2.Layout),
-                checkpoint="" if settings.random_weights else settings.checkpoint,
-                seed=self._experiment.seed,
-                tokenizer=settings.checkpoint,
-                empty=model.trains and self._resume is not None,
-            )
-            if model.trains:
-                message.optimizer.CopyFrom(
-                    to_proto(settings.optimizer, types_pb2.OptimizerSettings)
-                )
-            return message
-
-        requests = [(shard, request(shard)) for shard in self._shards.trainers.values()]
-        await self._followed(f"building {model.model_id}", "CreateModel", requests)
-
-    async def _followed(
-        self, what: str, method: str, requests: Sequence[tuple[TrainerShard, Any]]
-    ) -> None:
-        """A long call on every trainer; tells how far all of them are together."""
-        done = dict.fromkeys(range(len(requests)), (0, 0))
-
-        async def one(number: int, shard: TrainerShard, message: Any) -> None:
-            async for step in getattr(shard.trainer, method)(message, timeout=self._timeout):
-                done[number] = step.done, step.total
-                total = sum(total for _, total in done.values())
-                if total:
-                    part = sum(so_far for so_far, _ in done.values()) / total
-                    self._events.progress(f"{what} {part:.0%}")
-
-        await together(one(number, *each) for number, each in enumerate(requests))
-
-    def _layout(self, model: AdmittedModel) -> Layout:
-        """Where a model's calls on trainers run."""
-        placement = model_placement(self._graph, self._plan, model.model_id)
-        return Layout(
-            kind=LayoutKind.MEGATRON,
-            strategy=placement.strategy,
-            devices=tuple(placement.mesh.devices),
-        )
-
-    async def _restore(self, checkpoint: Checkpoint) -> None:
-        """Every trainer fills its models that train."""
-        self._events.progress(f"restoring iteration {checkpoint.manifest.iteration}")
-        requests = [
-            (
-                shard,
-                trainer_pb2.RestoreStateRequest(
-                    job_id=self._job_id,
-                    sequence=shard.next_sequence(),
-                    checkpoint=str(checkpoint.path),
-                ),
-            )
-            for shard in self._shards.trainers.values()
-        ]
-        with span(Span.CHECKPOINT_RESTORE):
-            await together(
-                shard.trainer.RestoreState(message, timeout=self._timeout)
-                for shard, message in requests
-            )
-
-    async def _register_models(self) -> None:
-        # A run of this job that broke may have left some.
-        release = param_store_pb2.ReleaseJobRequest(job_id=self._job_id)
-        await self._shards.param_store.ReleaseJob(release, timeout=self._timeout)
-        for model in self._admission.models:
-            layout = self._layout(model)
-            names = [self._shards.trainers[device].member.name for device in layout.devices]
-            message = param_store_pb2.Model(
-                job_id=self._job_id,
-                model_id=model.model_id,
-                hf_config=model.hf_config,
-                head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
-                layouts=[
-                    param_store_pb2.PlacedLayout(
-                        layout=to_proto(layout, types_pb2.Layout),
-                        shards=names,
-                        weight_version=self._iterations.weight_versions[model.model_id],
-                    )
-                ],
-            )
-            await self._shards.param_store.RegisterModel(
-                param_store_pb2.RegisterModelRequest(model=message), timeout=self._timeout
-            )
-
     async def _evaluate(self, iteration: int) -> None:
         data = self._admission.evaluation
         if data is None:
@@ -551,5 +300,11 @@ class JobRunner:
             for shard in self._shards.trainers.values()
         ]
         with span(Span.CHECKPOINT):
-            await self._followed("saving the checkpoint", "SaveCheckpoint", requests)
+            await follow_calls(
+                "saving the checkpoint",
+                "SaveCheckpoint",
+                requests,
+                progress=self._events.progress,
+                timeout_seconds=self._timeout,
+            )
         return str(Path(folder).absolute())

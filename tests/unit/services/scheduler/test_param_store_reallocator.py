@@ -11,7 +11,7 @@ from realloc.core.errors import Unavailable
 from realloc.core.mesh import DeviceMesh
 from realloc.core.plan import CallPlacement
 from realloc.core.strategy import ParallelStrategy
-from services.scheduler.runner import ParamStoreReallocator
+from services.scheduler.param_store_reallocator import ParamStoreReallocator
 
 
 class ToyParamStore:
