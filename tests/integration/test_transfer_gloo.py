@@ -95,10 +95,12 @@ def send(session: TransferSession, program: TransferProgram) -> dict[tuple[int, 
     return dict(report.sent_digests)
 
 
-def receive(session: TransferSession, program: TransferProgram) -> tuple[dict[int, int], bool]:
+def receive(
+    session: TransferSession, program: TransferProgram, lent: bool
+) -> tuple[dict[int, int], bool]:
     expected = expected_parameters(program.endpoint - 2)
     live = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
-    shadow = ShadowParameters(live)
+    shadow = ShadowParameters(live, _process["endpoint"].allocate if lent else None)
     report = _process["endpoint"].run(session, program, {}, shadow.stage(program))
     untouched = all(not tensor.any() for tensor in live.values())
     shadow.commit()
@@ -106,8 +108,10 @@ def receive(session: TransferSession, program: TransferProgram) -> tuple[dict[in
     return dict(report.received_digests), untouched and equal
 
 
-def transfer(session: TransferSession, program: TransferProgram) -> object:
-    return (send if program.endpoint < 2 else receive)(session, program)
+def transfer(session: TransferSession, program: TransferProgram, lent: bool = True) -> object:
+    if program.endpoint < 2:
+        return send(session, program)
+    return receive(session, program, lent)
 
 
 def die() -> None:
@@ -158,15 +162,20 @@ def programs() -> list[TransferProgram]:
     return make_programs(SHAPES, *holdings(), num_endpoints=4)
 
 
+@pytest.mark.parametrize("lent", [True, False])
 @pytest.mark.parametrize("devices", [(None,) * 4, (0, 1, 0, 1), (0, 0, 0, 0)])
 def test_weights_arrive_bit_by_bit_and_both_sides_agree_on_their_digests(
-    ranks: RankProcesses, programs: list[TransferProgram], devices: tuple[int | None, ...]
+    ranks: RankProcesses,
+    programs: list[TransferProgram],
+    devices: tuple[int | None, ...],
+    lent: bool,
 ) -> None:
     """Two senders fill two receivers whose slices differ, all over the network or with
-    memory shared within devices; the digests of all agree."""
+    memory shared within devices, into memory that can be lent or not; the digests of all
+    agree."""
     session = open_session(ranks, devices)
     for _ in range(2):  # the second time over the same connection
-        results = ranks.run(transfer, [(session, program) for program in programs])
+        results = ranks.run(transfer, [(session, program, lent) for program in programs])
         for receiver in (2, 3):
             received, equal = results[receiver]
             assert equal

@@ -6,14 +6,15 @@
 On CPUs processes reach each other by gloo and shared memory; on a GPU all of them share one, and
 weights move within a process or by CUDA IPC. Every figure is the median of its repeats; what is
 compared is measured in turn, so that a busy machine slows both. Bandwidths count bytes that
-destinations receive.
+destinations receive. Raw gloo is measured twice: over as many pairs as there are senders, which is
+its best, and with as many bytes between each two processes as the reallocation moves.
 """
 
 import argparse
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -36,6 +37,7 @@ from tools.bench.realloc_shards import (
     prepare_on_gpu,
     profile,
     raw,
+    raw_alike,
     reallocate,
 )
 
@@ -91,12 +93,13 @@ def cuda_architecture(megabytes: int) -> ModelArchitecture:
     )
 
 
-def report(name: str, rate: float, against: str, reference: float, note: str = "") -> None:
-    print(
-        f"{name:58s} {rate:6.2f} GB/s   {against:22s} {reference:6.2f} GB/s   "
-        f"{rate / reference:5.0%}  {note}",
-        flush=True,
-    )
+Reference = Callable[[int], float]
+"""Seconds that as many bytes take some other way."""
+
+
+def report(name: str, rate: float, references: Mapping[str, float]) -> None:
+    shares = [f"{rate / other:4.0%} of {label} {other:.2f}" for label, other in references.items()]
+    print(f"{name:58s} {rate:6.2f} GB/s   " + "   ".join(shares), flush=True)
 
 
 def median_rate(size_bytes: int, seconds: Sequence[float]) -> float:
@@ -129,8 +132,7 @@ def bench_pair(
     model: ModelArchitecture,
     pair: tuple[str, str],
     repeats: int,
-    reference: Callable[[int], float],
-    reference_name: str,
+    references: Mapping[str, Reference],
 ) -> None:
     """One reallocation of what the processes hold already."""
     source = parse(pair[0], 0)
@@ -146,8 +148,7 @@ def bench_pair(
         f"{pair[0]} → {pair[1]}, {sum(received) / 1e6:.0f} MB",
         sum(received),
         repeats,
-        reference,
-        reference_name,
+        references,
     )
 
 
@@ -157,10 +158,9 @@ def measure(
     name: str,
     total: int,
     repeats: int,
-    reference: Callable[[int], float],
-    reference_name: str,
+    references: Mapping[str, Reference],
 ) -> None:
-    """What was prepared, without and with digests, beside the reference of as many bytes."""
+    """What was prepared, without and with digests, beside other ways to move as many bytes."""
     count = transfer.num_endpoints
 
     def once(digests: bool) -> float:
@@ -169,17 +169,19 @@ def measure(
             [(transfer, index, digests) for index in range(count)],
             timeout_seconds=TIMEOUT,
         )
-        return max(r.seconds for r in reports)
+        return float(max(r.seconds for r in reports))
 
     once(True)
-    plain, digested, references = [], [], []
+    plain, digested = [], []
+    others: dict[str, list[float]] = {label: [] for label in references}
     for _ in range(repeats):
-        references.append(reference(total))
+        for label, reference in references.items():
+            others[label].append(reference(total))
         plain.append(once(False))
         digested.append(once(True))
-    rate = median_rate(total, references)
-    report(name, median_rate(total, plain), reference_name, rate)
-    report(f"{name}, with digests", median_rate(total, digested), reference_name, rate)
+    rates = {label: median_rate(total, seconds) for label, seconds in others.items()}
+    report(name, median_rate(total, plain), rates)
+    report(f"{name}, with digests", median_rate(total, digested), rates)
 
 
 def show_steps(of_endpoints: Sequence[list[tuple[str, float]]]) -> None:
@@ -213,8 +215,7 @@ def bench_cuda(model: ModelArchitecture, repeats: int) -> None:
             f"{pair[0]} → {pair[1]}, {how}, {sum(received) / 1e9:.1f} GB",
             sum(received),
             repeats,
-            reference,
-            "copy on the device",
+            {"copy on the device": reference},
         )
         if count == 1:
             alone = [ranks.run(digest_on_gpu, [()], timeout_seconds=TIMEOUT)[0] for _ in range(3)]
@@ -235,12 +236,17 @@ def bench_gloo(model: ModelArchitecture, repeats: int) -> None:
     ports = ranks.run(open_shard, [(f"shard-{index}", None) for index in range(4)])
     transfer = session(ports, "gloo")
 
-    def reference(total: int) -> float:
+    def two_pairs(total: int) -> float:
         arguments = [(transfer, index, total // 2) for index in range(4)]
-        return max(ranks.run(raw, arguments, timeout_seconds=TIMEOUT))
+        return float(max(ranks.run(raw, arguments, timeout_seconds=TIMEOUT)))
 
+    def same_peers(total: int) -> float:
+        arguments = [(transfer, index) for index in range(4)]
+        return float(max(ranks.run(raw_alike, arguments, timeout_seconds=TIMEOUT)))
+
+    references = {"raw gloo, two pairs": two_pairs, "raw gloo, the same peers": same_peers}
     for pair in PAIRS:
-        bench_pair(ranks, transfer, model, pair, repeats, reference, "raw gloo, two pairs")
+        bench_pair(ranks, transfer, model, pair, repeats, references)
     ranks.close()
 
 
@@ -253,7 +259,7 @@ def bench_shared_memory(model: ModelArchitecture, repeats: int) -> None:
         return float(ranks.run(memcpy, [(total,)], timeout_seconds=TIMEOUT)[0])
 
     pair = ("megatron:d1t1p1", "vllm:d1t1p1")
-    bench_pair(ranks, transfer, model, pair, repeats, reference, "memcpy, one process")
+    bench_pair(ranks, transfer, model, pair, repeats, {"memcpy, one process": reference})
     ranks.close()
 
 

@@ -2,8 +2,10 @@
 
 import cProfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from realloc.core.layout import Layout
@@ -188,19 +190,42 @@ def profile(session: TransferSession, index: int, digests: bool) -> list[tuple[s
 
 def raw(session: TransferSession, index: int, size_bytes: int) -> float:
     """Half of the endpoints send, the others receive; seconds for size_bytes each."""
+    half = session.num_endpoints // 2
+    return exchange(session, index, {(index + half) % session.num_endpoints: size_bytes})
+
+
+def raw_alike(session: TransferSession, index: int) -> float:
+    """Every endpoint sends or receives as many bytes to and from each as in its program."""
+    program = SHARD[0].program
+    assert program is not None
+    messages = program.sends if len(program.sends) else program.receives
+    size_bytes = dict.fromkeys(sorted(set(messages.peer.tolist())), 0)
+    blocks = messages.blocks
+    sizes = 4 * np.add.reduceat(blocks.rows * blocks.cols, messages.first_block[:-1])
+    for peer, size in zip(messages.peer.tolist(), sizes.tolist(), strict=True):
+        size_bytes[peer] += size
+    return exchange(session, index, size_bytes)
+
+
+def exchange(session: TransferSession, index: int, size_bytes: Mapping[int, int]) -> float:
+    """Seconds to send, or to receive, so many bytes per peer, all operations started at once."""
     shard = SHARD[0]
     communicator = shard.endpoint.connect(session, index).communicator
-    if shard.raw is None or len(shard.raw) < size_bytes:
-        shard.raw = torch.ones(size_bytes, dtype=torch.uint8)
-    half = session.num_endpoints // 2
-    peer = (index + half) % session.num_endpoints
+    total = sum(size_bytes.values())
+    if shard.raw is None or len(shard.raw) < total:
+        shard.raw = torch.ones(total, dtype=torch.uint8)
+    firsts = dict(zip(size_bytes, np.cumsum([0, *size_bytes.values()]).tolist(), strict=False))
+    operations = sorted(
+        (at, peer) for peer, size in size_bytes.items() for at in range(0, size, RAW_BYTES)
+    )
+    start = communicator.send if index < session.num_endpoints // 2 else communicator.receive
     meet(communicator)
     began = time.monotonic()
-    start = communicator.send if index < half else communicator.receive
-    pending = [
-        start(shard.raw[first : min(first + RAW_BYTES, size_bytes)], peer=peer, round=0)
-        for first in range(0, size_bytes, RAW_BYTES)
-    ]
+    pending = []
+    for at, peer in operations:
+        first = firsts[peer] + at
+        last = firsts[peer] + min(at + RAW_BYTES, size_bytes[peer])
+        pending.append(start(shard.raw[first:last], peer=peer, round=0))
     for operation in pending:
         operation.wait(TIMEOUT)
     return time.monotonic() - began

@@ -39,6 +39,8 @@ class InFlight:
     """The chunk as it moves, in parts of a buffer each; empty where it is lent as it is."""
     borrowed: Borrowed | None = None
     """The operation as such where it is done in the peer's memory."""
+    entered: bool = False
+    """Whether the ledger knows of it since it was packed."""
 
 
 class Carrier:
@@ -88,9 +90,14 @@ class Carrier:
 
     def started(self, item: InFlight) -> None:
         """Enter what was sent into the ledger."""
-        if item.chunk.direction is Direction.SEND and item.borrowed is None:
-            for part, moved in self._parts(item.chunk, item.elements):
+        known = item.entered or item.borrowed is not None
+        if item.chunk.direction is Direction.RECEIVE or known:
+            return
+        if item.buffers:
+            for part, moved in self._parts(item):
                 self._ledger.sent(part, moved)
+        else:
+            self._ledger.sent(item.chunk, None)
 
     def finish(self, done: InFlight) -> None:
         """A chunk is through: put in place what came, free what it took up.
@@ -108,12 +115,8 @@ class Carrier:
     def copy(self, copy: LocalCopy) -> None:
         """Copy what stays in the process."""
         if self._plain:
-            copy_matched(
-                map(self._destination.strip, copy.received.pieces()),
-                map(self._source.strip, copy.sent.pieces()),
-            )
+            self._ledger.copy_in(copy.received, list(map(self._source.strip, copy.sent.pieces())))
             self._ledger.sent(copy.sent, None)
-            self._ledger.received(copy.received, None)
             return
         most = self._chunk_elements
         for sent, received in zip(copy.sent.cut(most), copy.received.cut(most), strict=True):
@@ -145,15 +148,29 @@ class Carrier:
                 elements=casts,
                 borrowed=borrowed,
             )
+        entered = False
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
         if elements is None:
             buffers = (self._staging.take(),)
             elements = self._elements_of(buffers[0], chunk)
-            self._source.pack(pieces, elements)
+            entered = self._pack(chunk, pieces, elements)
         pending = self._communicator.send(elements, peer=peer, round=round_)
         return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
+            chunk=chunk,
+            pieces=pieces,
+            pending=pending,
+            buffers=buffers,
+            elements=(elements,),
+            entered=entered,
         )
+
+    def _pack(self, chunk: Chunk, pieces: tuple[Piece, ...], elements: torch.Tensor) -> bool:
+        """Copy a chunk to where it moves from; whether the ledger knows of it with that."""
+        if self._source.all_of(self._dtype):
+            self._ledger.copy_out(chunk, [_run(elements)])
+            return True
+        self._source.pack(pieces, elements)
+        return False
 
     def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
         """Lend the parameters themselves; cast elements of another type first."""
@@ -210,39 +227,41 @@ class Carrier:
     def _write(self, done: InFlight, borrowed: Borrowed) -> None:
         """Copy a chunk into the memory that its receiver lent."""
         target = [_strip_of(region, self._dtype) for region in borrowed.message]
-        if not done.elements:
-            copy_matched(target, map(self._source.strip, done.pieces))
-        for part, moved in self._parts(done.chunk, done.elements):
-            if moved is not None:
-                self._source.pack(part.pieces(), moved)
-            self._ledger.sent(part, moved)
-        if done.elements:
+        if done.buffers:
+            for part, cast in self._parts(done):
+                self._source.pack(part.pieces(), cast)
+                self._ledger.sent(part, cast)
             copy_matched(target, map(_run, done.elements))
+        else:
+            self._ledger.copy_out(done.chunk, target)
         borrowed.release()
 
     def _put_in_place(self, done: InFlight) -> None:
         """Copy to where the pieces lie, if need be, and enter into the ledger."""
         if done.borrowed is not None:
             source = [_strip_of(region, self._dtype) for region in done.borrowed.message]
-            if done.elements:
+            if done.buffers:
                 copy_matched(map(_run, done.elements), source)
             else:
-                copy_matched(map(self._destination.strip, done.pieces), source)
-        for part, moved in self._parts(done.chunk, done.elements):
-            if moved is not None and done.buffers:
-                self._destination.unpack(part.pieces(), moved)
-            self._ledger.received(part, moved)
+                self._ledger.copy_in(done.chunk, source)
+        elif not done.buffers:
+            self._ledger.received(done.chunk, None)
+        if done.buffers:
+            for part, moved in self._parts(done):
+                self._unpack(part, moved)
         if done.borrowed is not None:
             done.borrowed.release()
 
-    def _parts(
-        self, chunk: Chunk, elements: tuple[torch.Tensor, ...]
-    ) -> Iterator[tuple[Chunk, torch.Tensor | None]]:
-        """A chunk with its elements as they move; None where it moved as the parameters are."""
-        if not elements:
-            yield chunk, None
+    def _unpack(self, part: Chunk, moved: torch.Tensor) -> None:
+        if self._destination.all_of(self._dtype):
+            self._ledger.copy_in(part, [_run(moved)])
         else:
-            yield from zip(chunk.cut(self._chunk_elements), elements, strict=True)
+            self._destination.unpack(part.pieces(), moved)
+            self._ledger.received(part, moved)
+
+    def _parts(self, item: InFlight) -> Iterator[tuple[Chunk, torch.Tensor]]:
+        """A chunk in the parts in which staging buffers hold it."""
+        yield from zip(item.chunk.cut(self._chunk_elements), item.elements, strict=True)
 
     def _take_buffers(self, chunk: Chunk) -> tuple[tuple[torch.Tensor, ...], ...]:
         """Staging buffers for a chunk, and its elements in them."""

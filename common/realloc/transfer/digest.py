@@ -3,15 +3,16 @@
 `realloc.reallocation.digest` defines the numbers, `realloc.transfer.summing` sums them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from realloc.core.transfer import Int64, TransferProgram
+from realloc.transfer.matching import Strip, matched
 from realloc.transfer.parameters import Parameters
 from realloc.transfer.parts import Part, Parts
-from realloc.transfer.summing import DigestSums, Rectangle, sums_on
+from realloc.transfer.summing import CompiledSums, DigestSums, Rectangle, Summed, sums_on
 
 _SCRATCH_ELEMENTS = 1 << 20
 """Where parameters have another type than counts, this many elements are cast at once."""
@@ -24,14 +25,19 @@ class PassingDigests:
     in the chunk that moves.
     """
 
-    def __init__(self, parameters: Parameters, dtype: torch.dtype, num_keys: int) -> None:
+    def __init__(
+        self, parameters: Parameters, dtype: torch.dtype, num_keys: int, *, fixed: bool
+    ) -> None:
         """Start with zeros.
 
         Args:
             parameters: what is sent, or what is written.
             dtype: element type on the way, whose bits count.
             num_keys: number of digests; parts name theirs by `Part.key`.
+            fixed: whether nobody writes the parameters meanwhile. What goes to several endpoints
+                is then read once, where it moves in place.
         """
+        self._fixed = fixed
         self._parameters = parameters
         self._dtype = dtype
         self._num_keys = num_keys
@@ -42,12 +48,40 @@ class PassingDigests:
         for part in parts:
             flat = self._parameters.flat[part.tensor]
             if flat.dtype == self._dtype:
-                self._on(flat.device).add(part.key, flat, part.rectangle)
+                sums = self._on(flat.device)
+                if self._fixed and isinstance(sums, CompiledSums):
+                    sums.add_once(part.key, flat, part.rectangle)
+                else:
+                    sums.add(part.key, flat, part.rectangle)
                 continue
             assert elements is not None, "cast elements are only in the chunk"
             sums = self._on(elements.device)
             sums.add(part.key, elements, part.rectangle.packed(part.offset))
             sums.settle()
+
+    def add_copied(self, parts: tuple[Part, ...], others: Sequence[Strip], summed: Summed) -> bool:
+        """Copy the parts of one chunk to other strips (they are the source of the copy), or from
+        these, and sum them in the same pass; False, and nothing done, where that cannot be."""
+        flats = [self._parameters.flat[part.tensor] for part in parts]
+        memories = [*flats, *(other.flat for other in others)]
+        if any(m.device.type != "cpu" or m.dtype != self._dtype for m in memories):
+            return False
+        sums = self._on(memories[0].device)
+        assert isinstance(sums, CompiledSums)
+        own = [_strip(part, flat) for part, flat in zip(parts, flats, strict=True)]
+        pairs = matched(own, others)
+        for part in parts:
+            rectangle, done = part.rectangle, 0
+            while done < rectangle.num_elements:
+                ours, theirs = next(pairs)
+                row, col = divmod(done, rectangle.cols)
+                start = rectangle.canonical_start + row * rectangle.canonical_stride + col
+                # Rows that are cut out of a run follow each other in the tensor too.
+                stride = rectangle.canonical_stride if rectangle.rows > 1 else ours.cols
+                to, of = (theirs, ours) if summed is Summed.SOURCE else (ours, theirs)
+                sums.add_copied(part.key, to, of, start, stride, summed)
+                done += ours.rows * ours.cols
+        return True
 
     def values(self) -> Int64:
         """The digests so far, int64 [num_keys]."""
@@ -60,6 +94,11 @@ class PassingDigests:
         if device not in self._sums:
             self._sums[device] = sums_on(device, self._num_keys)
         return self._sums[device]
+
+
+def _strip(part: Part, flat: torch.Tensor) -> Strip:
+    at = part.rectangle
+    return Strip(flat, at.start, at.rows, at.cols, at.row_stride)
 
 
 class SentDigests:

@@ -28,8 +28,9 @@ from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
 
-MAX_IN_FLIGHT = 16
-"""Chunks in flight per endpoint: enough to cover latency."""
+MAX_IN_FLIGHT = 64
+"""Chunks in flight per endpoint. Only those that move through staging take memory, and they wait
+for a buffer; with many the network is never idle while this endpoint packs or sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +150,7 @@ class Execution:
         self._staging = staging
         self._dtype = dtype
         self._deadline = deadline
-        # One buffer is left for a chunk that is copied within the process.
-        self._window = max(
-            1, min(max_in_flight, communicator.max_operations, staging.max_buffers - 1)
-        )
+        self._window = max(1, min(max_in_flight, communicator.max_operations))
         self._in_flight: deque[InFlight] = deque()
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
@@ -218,8 +216,10 @@ class Execution:
             raise self._named(error, names) from error
 
     def _batch_size(self) -> int:
-        # Of chunks that are cast for open memory each may need half of the buffers.
-        return min(self._communicator.batch_size, self._window) if self._plain else 1
+        # Of chunks that are cast for open memory each may need half of the buffers. One buffer is
+        # left for a chunk that is copied within the process.
+        most = min(self._communicator.batch_size, self._window, self._staging.max_buffers - 1)
+        return most if self._plain else 1
 
     def _make_ready(self, batch: list[Chunk]) -> None:
         """Wait until a batch has room, and what it passes on has arrived."""

@@ -1,6 +1,6 @@
 """What of a program has moved: digests summed in passing, and arrivals told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -8,8 +8,10 @@ from realloc.core.transfer import TransferProgram
 from realloc.transfer.arrivals import Arrival, Arrivals
 from realloc.transfer.chunks import Chunk
 from realloc.transfer.digest import PassingDigests
+from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
-from realloc.transfer.parts import Parts
+from realloc.transfer.parts import Part, Parts
+from realloc.transfer.summing import Summed
 
 
 class Ledger:
@@ -25,6 +27,8 @@ class Ledger:
         digests: bool,
         arrived: Callable[[Arrival], None] | None,
     ) -> None:
+        self._source = source
+        self._destination = destination
         self._sends = Parts(program.sends, by_peer=True) if digests else None
         self._receives = (
             Parts(program.receives, by_peer=False) if digests or arrived is not None else None
@@ -33,8 +37,8 @@ class Ledger:
         self._received: PassingDigests | None = None
         self._arrivals: Arrivals | None = None
         if self._sends is not None and self._receives is not None:
-            self._sent = PassingDigests(source, dtype, len(self._sends))
-            self._received = PassingDigests(destination, dtype, len(self._receives))
+            self._sent = PassingDigests(source, dtype, len(self._sends), fixed=True)
+            self._received = PassingDigests(destination, dtype, len(self._receives), fixed=False)
         if self._receives is not None and arrived is not None:
             self._arrivals = Arrivals(self._receives, self._received, arrived)
 
@@ -48,6 +52,26 @@ class Ledger:
             parts = self._sends.between(chunk.stream, chunk.first, chunk.last)
             self._sent.add(parts, elements)
 
+    def copy_out(self, chunk: Chunk, target: Sequence[Strip]) -> None:
+        """Copy a chunk from the source parameters, of the type that moves, and enter it as sent."""
+        if self._sends is not None and self._sent is not None:
+            parts = self._sends.between(chunk.stream, chunk.first, chunk.last)
+            if self._sent.add_copied(parts, target, Summed.SOURCE):
+                return
+        copy_matched(target, map(self._source.strip, chunk.pieces()))
+        self.sent(chunk, None)
+
+    def copy_in(self, chunk: Chunk, source: Sequence[Strip]) -> None:
+        """Copy a chunk to the destination parameters, of the type that moves, and enter it as
+        received."""
+        if self._receives is not None and self._received is not None:
+            parts = self._receives.between(chunk.stream, chunk.first, chunk.last)
+            if self._received.add_copied(parts, source, Summed.TARGET):
+                self._tell(parts)
+                return
+        copy_matched(map(self._destination.strip, chunk.pieces()), source)
+        self.received(chunk, None)
+
     def received(self, chunk: Chunk, elements: torch.Tensor | None) -> None:
         """A chunk lies in the parameters; `elements` as in `sent`."""
         if self._receives is None:
@@ -55,6 +79,9 @@ class Ledger:
         parts = self._receives.between(chunk.stream, chunk.first, chunk.last)
         if self._received is not None:
             self._received.add(parts, elements)
+        self._tell(parts)
+
+    def _tell(self, parts: tuple[Part, ...]) -> None:
         if self._arrivals is not None:
             self._arrivals.add(parts)
 

@@ -6,6 +6,7 @@ Triton's read each element once and write nothing; torch passes over its scratch
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -22,9 +23,12 @@ from realloc.reallocation.digest import (
     SEGMENT_MULTIPLIER,
     segment_weights,
 )
+from realloc.transfer.matching import Strip
 
 TORCH_TILE_ELEMENTS = 1 << 18
 """Three int64 tiles are 6 MiB, the only memory that a digest takes beside its sums."""
+COPY_TILE_BYTES = 128 << 10
+"""What is copied before it is summed: source and target together fit a core's cache (L2)."""
 _SIGNED = {2: torch.int16, 4: torch.int32}
 _UNSIGNED = {2: np.uint16, 4: np.uint32}
 
@@ -63,6 +67,13 @@ class Rectangle:
                 )
 
 
+class Summed(Enum):
+    """Which side of a copy a digest vouches for."""
+
+    SOURCE = "what was read"
+    TARGET = "what was written"
+
+
 class DigestSums(Protocol):
     """Sums of weighed elements, by key."""
 
@@ -96,11 +107,21 @@ class CompiledSums:
     def __init__(self, num_keys: int) -> None:
         self._sums = np.zeros(num_keys, dtype=np.int64)
         self._weights = segment_weights()
+        self._known: dict[tuple[int, Rectangle], Int64] = {}
+
+    def add_once(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
+        """As `add`; a rectangle that was added before, to whatever key, is not read again."""
+        place, total = (flat.data_ptr(), rectangle), self._sums[key : key + 1]
+        if place not in self._known:
+            before = total.copy()
+            self.add(key, flat, rectangle)
+            self._known[place] = total - before
+        else:
+            total += self._known[place]
 
     def add(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
-        itemsize = flat.dtype.itemsize
         _add_weighed(
-            flat.view(_SIGNED[itemsize]).numpy().view(_UNSIGNED[itemsize]),
+            _bits(flat),
             rectangle.start,
             rectangle.rows,
             rectangle.cols,
@@ -112,11 +133,46 @@ class CompiledSums:
             key,
         )
 
+    def add_copied(
+        self,
+        key: int,
+        target: Strip,
+        source: Strip,
+        canonical_start: int,
+        canonical_stride: int,
+        summed: Summed,
+    ) -> None:
+        """Copy a rectangle to one of its shape, and add what was read or what was written."""
+        _copy_weighed(
+            _bits(target.flat),
+            target.start,
+            target.row_stride,
+            _bits(source.flat),
+            source.start,
+            source.row_stride,
+            source.rows,
+            source.cols,
+            max(1, COPY_TILE_BYTES // source.flat.itemsize),
+            summed is Summed.TARGET,
+            canonical_start,
+            canonical_stride,
+            self._weights,
+            self._sums,
+            key,
+        )
+
     def settle(self) -> None:
         """All has been read."""
 
     def values(self) -> Int64:
         return self._sums.copy()
+
+
+def _bits(flat: torch.Tensor) -> NDArray[np.unsignedinteger]:
+    """Elements in host memory as the numbers that are weighed."""
+    itemsize = flat.itemsize
+    bits: NDArray[np.unsignedinteger] = flat.view(_SIGNED[itemsize]).numpy()
+    return bits.view(_UNSIGNED[itemsize])
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # numba has no types
@@ -152,6 +208,50 @@ def _add_weighed(
             first += width
             index += width
     sums[key] += total
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # the same
+def _copy_weighed(
+    target: NDArray[np.unsignedinteger],
+    target_start: int,
+    target_stride: int,
+    source: NDArray[np.unsignedinteger],
+    source_start: int,
+    source_stride: int,
+    rows: int,
+    cols: int,
+    tile: int,
+    sum_target: bool,
+    canonical_start: int,
+    canonical_stride: int,
+    weights: NDArray[np.uint32],
+    sums: Int64,
+    key: int,
+) -> None:
+    """Copy `rows` × `cols`, and sum each tile of some rows or a part of one after its copy."""
+    height, width = max(tile // cols, 1), min(cols, tile)
+    for row in range(0, rows, height):
+        tall = min(height, rows - row)
+        for col in range(0, cols, width):
+            wide = min(width, cols - col)
+            to = target_start + row * target_stride + col
+            of = source_start + row * source_stride + col
+            for line in range(tall):
+                into, out = to + line * target_stride, of + line * source_stride
+                written, read = target[into : into + wide], source[out : out + wide]
+                for element in range(wide):
+                    written[element] = read[element]
+            index = canonical_start + row * canonical_stride + col
+            if sum_target:
+                _add_weighed(
+                    target, to, tall, wide, target_stride, index, canonical_stride,
+                    weights, sums, key,
+                )  # fmt: skip
+            else:
+                _add_weighed(
+                    source, of, tall, wide, source_stride, index, canonical_stride,
+                    weights, sums, key,
+                )  # fmt: skip
 
 
 class TorchSums:

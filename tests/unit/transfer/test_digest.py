@@ -1,5 +1,7 @@
 """The digests of `realloc.transfer` equal the numpy definition bit by bit."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,12 @@ from hypothesis import strategies as st
 
 from realloc.core.transfer import Blocks, Messages, TransferProgram
 from realloc.reallocation.digest import element_bits, tensor_digest, weigh
-from realloc.transfer.digest import SentDigests
+from realloc.transfer import summing
+from realloc.transfer.digest import PassingDigests, SentDigests
+from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
-from realloc.transfer.summing import CompiledSums, DigestSums, Rectangle, TorchSums
+from realloc.transfer.parts import Parts
+from realloc.transfer.summing import CompiledSums, DigestSums, Rectangle, Summed, TorchSums
 
 CPU = torch.device("cpu")
 
@@ -56,6 +61,54 @@ def test_all_ways_to_sum_give_the_numbers_of_the_definition(
         assert sums.values().tolist() == [0, expected]
 
 
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    rows=st.integers(1, 9),
+    cols=st.sampled_from([1, 12, 1000, 1024, 2500]),
+    gaps=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    starts=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    tile_bytes=st.sampled_from([1, 64, 5000, 1 << 20]),
+    summed=st.sampled_from(list(Summed)),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_copy_that_sums_copies_and_sums(
+    dtype: torch.dtype, rows: int, cols: int, gaps: tuple[int, int], starts: tuple[int, int],
+    tile_bytes: int, summed: Summed,
+) -> None:  # fmt: skip
+    """Random rectangles arrive, nothing beside them is touched, and the sum is that of a pass
+    of its own, whatever the tiles are."""
+    strips = [
+        Strip(torch.randn(start + rows * (cols + gap)).to(dtype), start, rows, cols, cols + gap)
+        for start, gap in zip(starts, gaps, strict=True)
+    ]
+    target, source = strips
+    expected = target.flat.clone()
+    Strip(expected, starts[0], rows, cols, cols + gaps[0]).view().copy_(source.view())
+    once, twice = CompiledSums(2), CompiledSums(2)
+    with mock.patch.object(summing, "COPY_TILE_BYTES", tile_bytes):
+        once.add_copied(1, target, source, 77, cols + 5, summed)
+    assert torch.equal(target.flat, expected)
+    place = {"canonical_start": 77, "canonical_stride": cols + 5}
+    twice.add(
+        1,
+        source.flat,
+        Rectangle(start=starts[1], rows=rows, cols=cols, row_stride=cols + gaps[1], **place),
+    )
+    assert once.values().tolist() == twice.values().tolist()
+
+
+def test_what_was_summed_once_counts_for_others_too() -> None:
+    """A rectangle that goes to two peers has both digests; another one has its own."""
+    flat, sums, expected = torch.randn(100), CompiledSums(3), CompiledSums(3)
+    for key, start in ((0, 0), (1, 0), (2, 50), (1, 50)):
+        rectangle = Rectangle(
+            start=start, rows=2, cols=20, row_stride=25, canonical_start=7, canonical_stride=40
+        )
+        sums.add_once(key, flat, rectangle)
+        expected.add(key, flat, rectangle)
+    assert sums.values().tolist() == expected.values().tolist()
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_bits_count_in_the_element_type_on_the_way(stored: torch.dtype) -> None:
     """A float32 parameter that moves as bfloat16 has the digest of its bfloat16 form."""
@@ -67,6 +120,30 @@ def test_bits_count_in_the_element_type_on_the_way(stored: torch.dtype) -> None:
         pass
     expected = tensor_digest(tensor.to(torch.bfloat16).view(torch.int16).numpy())
     assert digests.values() == {(1, 5): expected, (3, 5): expected}
+
+
+@pytest.mark.parametrize("summed", list(Summed))
+def test_parts_are_copied_whatever_the_other_side_is_cut_into(summed: Summed) -> None:
+    """A run against short and long rows, which end within its rows: all elements arrive, and the
+    digest is that of the tensor."""
+    tensor = torch.randn(8, 30, generator=torch.Generator().manual_seed(2))
+    program = sending_all_of(tensor, peers=(1,))
+    others = [
+        Strip(torch.zeros(7), 0, 1, 7, 7),
+        Strip(torch.zeros(60), 3, 3, 11, 20),
+        Strip(torch.zeros(900), 0, 4, 50, 200),
+    ]
+    parts = Parts(program.sends, by_peer=True)
+    if summed is Summed.TARGET:
+        copy_matched(others, [Strip(tensor.view(-1), 0, 1, 240, 240)])
+    own = tensor if summed is Summed.SOURCE else torch.zeros(8, 30)
+    parameters = Parameters(["w"], [own], program.sends.blocks)
+    digests = PassingDigests(parameters, torch.float32, 1, fixed=False)
+    assert digests.add_copied((parts.whole(0),), others, summed)
+    found = torch.cat([other.view().reshape(-1) for other in others])
+    assert torch.equal(own, tensor)
+    assert torch.equal(found, tensor.view(-1))
+    assert digests.values().tolist() == [tensor_digest(tensor.numpy())]
 
 
 def sending_all_of(tensor: torch.Tensor, peers: tuple[int, ...]) -> TransferProgram:

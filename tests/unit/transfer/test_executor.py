@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
+from realloc.reallocation.digest import tensor_digest
 from realloc.transfer import executor
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.executor import TransferReport, execute
@@ -128,7 +129,8 @@ def test_any_split_becomes_any_other(
     chunk_words: int,
     rounds: int,
 ) -> None:
-    """Random splits, meshes and chunk sizes: bit-identical weights, digests that agree."""
+    """Random splits, meshes and chunk sizes: bit-identical weights, digests that agree with each
+    other and with the definition."""
     generator = torch.Generator().manual_seed(splits)
     canonical = [torch.randn(shape, generator=generator) for shape in shapes]
     first = 0 if overlap else num_source
@@ -146,6 +148,13 @@ def test_any_split_becomes_any_other(
         for name, tensor in parameters_of(want, endpoint, canonical).items():
             assert torch.equal(destinations[endpoint][name], tensor)
     check_digests(reports)
+    for number, tensor in enumerate(canonical):  # each element lies at one endpoint
+        held = sum(
+            report.received_digests.get(number, 0)
+            for report in reports
+            if isinstance(report, TransferReport)
+        )
+        assert (held - tensor_digest(tensor.numpy())) % 2**64 == 0
 
 
 def check_digests(reports: Sequence[TransferReport | Exception]) -> None:

@@ -1,4 +1,5 @@
-"""Memory that is read where its owner keeps it: what CUDA IPC does, with a toy device."""
+"""Memory that is used where its owner keeps it: what CUDA IPC and shared memory do, with a toy
+device."""
 
 import socket
 import threading
@@ -39,14 +40,11 @@ class ToySegments:
 
     known: ClassVar[dict[str, torch.Tensor]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory = Memory.OPEN) -> None:
+        self.memory = memory
         self.fences = 0
         self.finished = 0
         self.exported: list[int] = []
-
-    @property
-    def memory(self) -> Memory:
-        return Memory.OPEN
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
@@ -67,9 +65,11 @@ class ToySegments:
         return ToyFence(self)
 
 
-def connected() -> tuple[list[LendingCommunicator], list[ToySegments]]:
+def connected(
+    memory: Memory = Memory.OPEN,
+) -> tuple[list[LendingCommunicator], list[ToySegments]]:
     """Two endpoints of one process."""
-    segments = [ToySegments(), ToySegments()]
+    segments = [ToySegments(memory), ToySegments(memory)]
     links = [Link(end) for end in socket.socketpair()]
     return [
         LendingCommunicator(
@@ -110,24 +110,29 @@ def parameters(of: list[Holding], canonical: list[torch.Tensor]) -> dict[str, to
     }
 
 
+@pytest.mark.parametrize("memory", [Memory.OPEN, Memory.LENT])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("moved", ["float32", "bfloat16"])
-def test_parameters_are_read_in_place_and_given_back(moved: str, stored: str) -> None:
-    """Twice over one connection: bit-identical, digests agree, nothing waits for a device that
-    nobody waits for, and memory is opened once. Only what is cast is copied first."""
+def test_parameters_are_used_in_place_and_given_back(
+    moved: str, stored: str, memory: Memory
+) -> None:
+    """Read by the receiver (OPEN) or written by the sender (LENT), twice over one connection:
+    bit-identical, digests agree, nothing waits for a device that nobody waits for, and memory
+    is opened once. Only what is cast is copied first."""
     canonical = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in SHAPES]
     have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
     programs = make_programs(SHAPES, have, want, 2, 1)
     source = parameters(have, canonical)
-    communicators, segments = connected()
+    communicators, segments = connected(memory)
+    shadows = {
+        name: torch.empty_like(tensor, dtype=DTYPES[stored])
+        for name, tensor in parameters(want, canonical).items()
+    }
     staging = [
         StagingBuffers(c.allocate, staging_bytes=512, chunk_bytes=128) for c in communicators
     ]
     for _ in range(2):
-        destination = {
-            name: torch.full_like(tensor, torch.nan, dtype=DTYPES[stored])
-            for name, tensor in parameters(want, canonical).items()
-        }
+        destination = {name: shadow.fill_(torch.nan) for name, shadow in shadows.items()}
         reports: list[TransferReport | Exception] = [TimeoutError()] * 2
         complete: list[Arrival] = []
 
@@ -163,10 +168,14 @@ def test_parameters_are_read_in_place_and_given_back(moved: str, stored: str) ->
             assert torch.equal(destination[name], tensor.to(DTYPES[moved]).to(DTYPES[stored]))
         assert {c: d for (_, c), d in sent.sent_digests.items()} == received.received_digests
         assert {a.canonical: a.digest for a in complete} == received.received_digests
-    allocations = {tensor.untyped_storage().data_ptr() for tensor in source.values()}
-    in_place = allocations & set(segments[0].exported)
-    assert in_place == (allocations if moved == "float32" else set())
-    assert len(segments[0].exported) == len(set(segments[0].exported))
+    lender, lent, cast = (
+        (segments[0], source, moved != "float32")
+        if memory is Memory.OPEN
+        else (segments[1], shadows, moved != stored)
+    )
+    allocations = {tensor.untyped_storage().data_ptr() for tensor in lent.values()}
+    assert allocations & set(lender.exported) == (set() if cast else allocations)
+    assert len(lender.exported) == len(set(lender.exported))
     for communicator in communicators:
         communicator.close()
 
