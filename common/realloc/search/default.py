@@ -159,7 +159,7 @@ class _Proof:
     def __init__(
         self, problem: SearchProblem, tables: Tables, rules: SimulationRules, known: Candidates
     ) -> None:
-        self._num_options = problem.num_options
+        self._problem = problem
         self._bounds, self._tree = build_bounds(problem, known, rules)
         self._search = BranchAndBound(tables, self._bounds, self._tree)
         self._place = 0
@@ -189,4 +189,4 @@ class _Proof:
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
         """[O], see `realloc.search.narrowing`."""
-        return may_improve(self._bounds, self._tree, self._num_options, seconds)
+        return may_improve(self._problem, self._bounds, self._tree, seconds)
