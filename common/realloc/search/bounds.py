@@ -33,12 +33,6 @@ from realloc.search.unrolled import unrolled_bound
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_ROUNDS = 6
-"""Of pricing memory and weighing tasks anew, where memory binds."""
-
-_CLOSE = 1e-4
-"""Relative; what further rounds could add at most is not worth them."""
-
 
 @compiled
 def choice_bound(
@@ -80,8 +74,8 @@ def _price_memory(
 ) -> float:
     """The bound with memory, and the weights and the price that give it.
 
-    Prices under given weights, and weights for the mean of the seconds at those prices, in
-    turns (fictitious play); the least time for the mean seconds says how far it can go.
+    The price under the weights so far; then, for the seconds of the calls where they just fit,
+    new weights and a new price.
     """
     counted = counted_calls(r, ints, choice)
     weights[r.num_tasks + 1] = float(counted)
@@ -89,28 +83,19 @@ def _price_memory(
     trades = weights[r.num_tasks] > 0.0
     for c in range(r.num_calls):
         trades |= trades_with(r, ints, choice, c, weights) >= 0
-    if not trades:
+    if not trades or best > limit:
         return best
-    trial = reals[r.trial : r.trial + r.num_tasks + 2]
     for c in range(r.num_calls):
-        reals[r.mean + c] = reals[r.mixed + c]
-    for played in range(2, 2 + _ROUNDS):
-        if best > limit:
-            break
-        for c in range(r.num_calls):
-            if reals[r.task_seconds + c] > 0.0:
-                reals[r.task_seconds + c] = reals[r.mean + c]
-        solve(r, ints, reals, fitting, trial)
-        if weigh(r, ints, reals, fitting, trial) <= best * (1.0 + _CLOSE):
-            break
+        if reals[r.task_seconds + c] > 0.0:
+            reals[r.task_seconds + c] = reals[r.mixed + c]
+    trial = reals[r.trial : r.trial + r.num_tasks + 2]
+    solve(r, ints, reals, fitting, trial)
+    if weigh(r, ints, reals, fitting, trial) > best:
         bound = settle_price(r, ints, reals, choice, counted, trial)
         if bound > best:
             best = bound
             trial[r.num_tasks + 1] = float(counted)
             weights[:] = trial
-        for c in range(r.num_calls):
-            more = reals[r.mixed + c] - reals[r.mean + c]
-            reals[r.mean + c] += more / played
     return best
 
 

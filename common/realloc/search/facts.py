@@ -61,4 +61,4 @@ def least_area(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -
     """Fewest devices × seconds of a call."""
     if not follows(r, ints, choice, c):
         return float(reals[r.area + choice[c]])
-    return ints[r.call_devices + c] * least_seconds(r, ints, reals, choice, c)
+    return float(ints[r.call_devices + c] * least_seconds(r, ints, reals, choice, c))

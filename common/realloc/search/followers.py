@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from realloc.search.compilation import compiled
 from realloc.search.option_tree import OptionTree
 from realloc.search.problem import SearchProblem
 

@@ -176,4 +176,4 @@ def priced_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights
             here = weight * reals[r.trade_seconds + at] + price * reals[r.trade_share + at]
             least = min(least, here)
         bound += least - alone
-    return bound
+    return float(bound)

@@ -2,9 +2,10 @@
 
 The root is all options of a call. Its first child, where that is possible, stands for sharing
 the layout of the model's train call (`realloc.search.followers`); the options of all others are
-then taken in other layouts. These have one mesh size each, because sizes decide most. Below, a set is halved along the dimension in which it is widest: seconds or bytes (as
-logarithms), or place (in mesh sizes); so the sets that a bound speaks about become alike in what
-the bound knows. Children stand together and go from few seconds to many.
+then taken in other layouts. These have one mesh size each, because sizes decide most. Below, a
+set is halved along the dimension in which it is widest: seconds or bytes (as logarithms), or
+place (in mesh sizes); so the sets that a bound speaks about become alike in what the bound
+knows. Children stand together and go from few seconds to many.
 """
 
 from dataclasses import dataclass

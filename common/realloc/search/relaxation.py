@@ -183,8 +183,6 @@ class Relaxation(NamedTuple):
     """[C] real, how far it is on the way to the next vertex."""
     mixed: int
     """[C] real, seconds of the calls where they just fit the memory."""
-    mean: int
-    """[C] real, of several such."""
     trial: int
     """[T + 2] real, weights that may turn out worse."""
     tableau: int
@@ -244,7 +242,6 @@ def build_bounds(
         "trade_weight": np.zeros(calls),
         "part": np.zeros(calls),
         "mixed": np.zeros(calls),
-        "mean": np.zeros(calls),
         "trial": np.zeros(tasks + 2),
         "task_seconds": np.zeros(tasks),
         "tableau": np.zeros((len(together) + 1) * (tasks + 1)),

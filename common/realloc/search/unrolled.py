@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from realloc.search.compilation import inlined
 from realloc.search.clashes import move_seconds
+from realloc.search.compilation import inlined
 from realloc.search.facts import least_area
 from realloc.search.relaxation import Relaxation
 
