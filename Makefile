@@ -80,6 +80,8 @@ bench: setup ## Print the tables of docs/benchmarks
 	$(BIN)/python -m tools.bench.plan_reallocation
 	$(BIN)/python -m tools.bench.realloc
 	$(BIN)/python -m tools.bench.search
+	$(BIN)/python -m tools.bench.checkpoint
+	$(BIN)/python -m tools.bench.memory
 	$(BIN)/python -m tools.bench.tracing
 
 run: setup ## Keep a local cluster up until Ctrl-C

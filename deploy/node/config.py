@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from realloc.config import ConfigError, ConfigProblem
+from realloc.plain_data import ConfigError, ConfigProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,11 +32,11 @@ from deploy.slurm.programs import (
 from deploy.slurm.settings import SlurmSettings, read_settings
 from deploy.slurm.shared_folder import check_shared
 from realloc.addresses import address_towards
-from realloc.config import ConfigError
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import forget_members
 from realloc.core.errors import ReallocError
+from realloc.plain_data import ConfigError
 from realloc.security.tls import ETCD_NAME, peer_security
 
 READY_SECONDS = 600.0

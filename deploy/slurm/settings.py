@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from realloc.config import read
 from realloc.core.errors import Problem, raise_problems
+from realloc.plain_data import read
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}|UNLIMITED")
 

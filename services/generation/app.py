@@ -4,12 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from realloc.api.generation.v1 import generation_pb2, generation_pb2_grpc
-from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
-from realloc.shard.batch_service import BatchServicer
+from realloc.shard.app import shard_app
 from realloc.shard.batches import BatchStore
-from realloc.shard.facts import shard_facts
 from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
@@ -42,23 +40,11 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
         )
         stack.push_async_callback(servicer.close)
 
-        async def started(address: str) -> None:
-            batches.address = address
-
-        shard = shard_pb2.DESCRIPTOR.services_by_name
-        yield App(
-            servicers=(
-                (generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer),
-                (shard_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(batches)),
-                (shard_pb2_grpc.add_TransferServiceServicer_to_server, transfers),
-            ),
-            service_names=(
-                generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
-                shard["BatchService"].full_name,
-                shard["TransferService"].full_name,
-            ),
-            started=started,
-            facts=lambda: shard_facts(servicer.job_id),
+        yield shard_app(
+            own=(generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer),
+            proto=generation_pb2.DESCRIPTOR,
+            batches=batches,
+            transfers=transfers,
             registration=registration(
                 store,
                 config,

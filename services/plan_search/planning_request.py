@@ -1,6 +1,6 @@
 """From what a request says to what is searched."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from realloc.core.errors import InvalidInput
 from realloc.core.experiment import CallPin, Experiment
@@ -9,6 +9,7 @@ from realloc.core.model import ModelArchitecture
 from realloc.core.plan import CallPlacement, ExecutionPlan
 from realloc.cost.calls import estimate_reallocation_seconds
 from realloc.cost.hardware import Hardware
+from realloc.cost.recalibration import Corrections
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.search.constraints import PlanConstraints
 from realloc.search.options import options_of
@@ -30,6 +31,7 @@ class PlanningRequest:
     hardware: Hardware
     """Of the cluster's devices."""
     mean_prompt_tokens: float
+    corrections: Corrections = field(default_factory=Corrections)
 
     def task(self, plan: ExecutionPlan | None = None) -> PlanTask:
         """What to search; or, where a plan is given, that plan alone."""
@@ -49,6 +51,7 @@ class PlanningRequest:
             ),
             cluster=self.cluster,
             hardware=self.hardware,
+            corrections=self.corrections,
             constraints=PlanConstraints(pins=pins, placement=self.experiment.placement),
             rules=_RULES,
         )
@@ -66,27 +69,30 @@ def with_evaluation(task: PlanTask, plan: ExecutionPlan) -> ExecutionPlan:
     if not calls:
         return plan
     placements = [_fastest(task, call) for call in calls]
-    moves = plan.predicted_reallocation_seconds
+    moves, model_moves = plan.predicted_reallocation_seconds, plan.model_reallocation_seconds
     for call, placement in zip(calls, placements, strict=True):
         if call.kind is CallKind.GENERATE and not moves:
             architecture = task.architectures[call.model]
             replicas = placement.strategy.data
-            moves = estimate_reallocation_seconds(architecture, replicas, task.hardware)
+            model_moves = estimate_reallocation_seconds(architecture, replicas, task.hardware)
+            moves = model_moves * task.move_correction(call.model)
     return replace(
         plan,
         placements=(*plan.placements, *placements),
         predicted_reallocation_seconds=moves,
+        model_reallocation_seconds=model_moves,
     )
 
 
 def _fastest(task: PlanTask, call: FunctionCall) -> CallPlacement:
-    option = min(options_of(task, call), key=lambda option: option.cost.seconds)
+    option = min(options_of(task, call), key=lambda option: option.seconds)
     return CallPlacement(
         call=call.name,
         mesh=option.mesh,
         strategy=option.strategy,
-        predicted_seconds=option.cost.seconds,
+        predicted_seconds=option.seconds,
         predicted_peak_bytes=option.cost.peak_bytes,
+        model_seconds=option.cost.seconds,
     )
 
 

@@ -19,6 +19,7 @@ from realloc.core.model import Head, ModelArchitecture
 from realloc.core.plan import ExecutionPlan
 from realloc.cost.profile_file import profile_from_json
 from realloc.cost.profile_fit import fit_profile
+from realloc.cost.recalibration import Corrections
 from realloc.dataflow.catalog import build_graph
 from realloc.telemetry.names import Metric, Span
 from realloc.telemetry.spans import record, span
@@ -135,6 +136,7 @@ class PlanSearchServicer(plan_search_pb2_grpc.PlanSearchServiceServicer):
             cluster=cluster,
             hardware=hardware,
             mean_prompt_tokens=request.mean_prompt_tokens,
+            corrections=_corrections(request.corrections),
         )
 
 
@@ -148,6 +150,10 @@ def _answer(found: FoundPlan) -> pb.SearchPlanResponse:
         num_evaluations=found.num_evaluations,
         lower_bound=found.lower_bound,
     )
+
+
+def _corrections(text: str) -> Corrections:
+    return Corrections.from_json(text) if text else Corrections()
 
 
 def _architecture(model: pb.PlannedModel) -> ModelArchitecture:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from realloc.config import ConfigError, ConfigProblem, ServiceConfig
+from realloc.config import ServiceConfig
+from realloc.plain_data import ConfigError, ConfigProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

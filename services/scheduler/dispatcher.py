@@ -302,6 +302,7 @@ class Dispatcher:
                 plan_search_pb2_grpc.PlanSearchServiceStub(channel),
                 admission,
                 real_cluster(self._settings.cluster, self._members.current("trainer")),
+                corrections=await self._jobs.corrections(),
                 seconds=self._settings.search_seconds,
             )
         finally:

@@ -284,7 +284,7 @@ class IterationRunner:
         stages = [
             StageReport(
                 name=f"reallocate:{model_id}",
-                model_seconds=self._plan.predicted_reallocation_seconds,
+                model_seconds=self._plan.model_reallocation_seconds,
                 measured_seconds=seconds,
             )
             for model_id, seconds in moved.items()
@@ -294,7 +294,7 @@ class IterationRunner:
                 stages.append(
                     StageReport(
                         name=call.name,
-                        model_seconds=self._plan.placement(call.name).predicted_seconds,
+                        model_seconds=self._plan.placement(call.name).model_seconds,
                         measured_seconds=state.outcomes[call.name].seconds,
                     )
                 )

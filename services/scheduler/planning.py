@@ -8,14 +8,23 @@ from realloc.api.types.v1 import types_pb2
 from realloc.core.errors import Unavailable
 from realloc.core.mesh import Cluster
 from realloc.core.plan import ExecutionPlan
+from realloc.cost.recalibration import Corrections
 from realloc.wire.convert import from_proto, to_proto
 from services.scheduler.admission import Admission
 
 
 async def search_plan(
-    stub: Any, admission: Admission, cluster: Cluster, *, seconds: float
+    stub: Any,
+    admission: Admission,
+    cluster: Cluster,
+    *,
+    corrections: Corrections,
+    seconds: float,
 ) -> ExecutionPlan:
     """The best plan that plan-search finds in the time.
+
+    Args:
+        corrections: what the calls of earlier jobs have taken.
 
     Raises:
         InvalidInput: no plan can fit.
@@ -33,6 +42,7 @@ async def search_plan(
         ],
         cluster=to_proto(cluster, types_pb2.Cluster),
         seconds=seconds,
+        corrections=corrections.to_json(),
         mean_prompt_tokens=sum(admission.data.lengths) / admission.data.num_rows,
     )
     best: ExecutionPlan | None = None

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 from realloc.core.job import IterationReport, StageReport
 from realloc.core.plan import ExecutionPlan
-from realloc.cost.recalibration import Corrections, MeasuredCall, measured_call, model_name
+from realloc.cost.recalibration import (
+    Corrections,
+    MeasuredCall,
+    measured_call,
+    measured_reallocation,
+)
 from services.scheduler.admission import Admission
 from services.scheduler.job_store import JobStore
 
@@ -45,7 +50,5 @@ def _measured_calls(admission: Admission, plan: ExecutionPlan) -> dict[str, Meas
         strategy = plan.placement(call.name).strategy
         calls[call.name] = measured_call(call.kind.value, architectures[call.model], strategy)
     for model_id, architecture in architectures.items():
-        calls[f"reallocate:{model_id}"] = MeasuredCall(
-            kind="reallocate", model=model_name(architecture), strategy=""
-        )
+        calls[f"reallocate:{model_id}"] = measured_reallocation(architecture)
     return calls

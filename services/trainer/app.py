@@ -9,15 +9,13 @@ from functools import partial
 import structlog
 import torch
 
-from realloc.api.shard.v1 import shard_pb2, shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from realloc.coordination.etcd_store import store_of
 from realloc.rpc.server import App
 from realloc.security.tls import peer_security
+from realloc.shard.app import shard_app
 from realloc.shard.batch_reader import BatchReader
-from realloc.shard.batch_service import BatchServicer
 from realloc.shard.batches import BatchStore
-from realloc.shard.facts import shard_facts
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.place import settle_in
 from realloc.shard.registration import registration
@@ -46,6 +44,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
         store = await stack.enter_async_context(store_of(config))
         # Megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, each step.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+        cuda = torch.device("cuda") if torch.cuda.is_available() else None
         engine = MegatronEngine(config.reachable_host)
         calls = OrderedCalls("megatron")
         stack.callback(calls.close)
@@ -58,7 +57,7 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             config.reachable_host,
             config.instance,
             device=config.device,
-            cuda_device=torch.device("cuda") if torch.cuda.is_available() else None,
+            cuda_device=cuda,
             staging_bytes=config.staging_bytes,
         )
         stack.callback(endpoint.close)
@@ -76,28 +75,15 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
             measure=partial(
                 measure_links,
                 host=config.reachable_host,
-                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                device=cuda or torch.device("cpu"),
             ),
             abandon=_exit,
         )
-
-        async def started(address: str) -> None:
-            batches.address = address
-
-        shard = shard_pb2.DESCRIPTOR.services_by_name
-        yield App(
-            servicers=(
-                (trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer),
-                (shard_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(batches)),
-                (shard_pb2_grpc.add_TransferServiceServicer_to_server, transfers),
-            ),
-            service_names=(
-                trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name,
-                shard["BatchService"].full_name,
-                shard["TransferService"].full_name,
-            ),
-            started=started,
-            facts=lambda: shard_facts(servicer.job_id),
+        yield shard_app(
+            own=(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer),
+            proto=trainer_pb2.DESCRIPTOR,
+            batches=batches,
+            transfers=transfers,
             registration=registration(
                 store,
                 config,

@@ -2,14 +2,19 @@
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from deploy.local.etcd_binary import find_etcd
+from deploy.local.etcd_server import EtcdMember
 from tests.support.slurm_machine import SlurmMachine
 
 pytestmark = pytest.mark.slurm
@@ -165,6 +170,41 @@ def test_a_job_outlives_the_time_limit(machine: SlurmMachine) -> None:
     assert numbers == list(range(1, _ITERATIONS + 1))
     down(machine)
     assert_nothing_left(machine, slurm_job)
+
+
+@contextmanager
+def own_etcd(machine: SlurmMachine, certificates: Path) -> Iterator[str]:
+    """An etcd that the user started beside Slurm; its endpoint."""
+    member = EtcdMember.on_free_ports(
+        "given", machine.folder / "given-etcd", tls_dir=certificates / "etcd"
+    )
+    command = shlex.join(member.command(find_etcd()))
+    etcd = machine.popen("sh", "-c", f"exec {command} >given-etcd.log 2>&1")
+    try:
+        wait_until(member.answers)
+        yield member.endpoint
+        assert etcd.poll() is None, "an etcd that is not the cluster's was ended with it"
+    finally:
+        etcd.terminate()
+        etcd.wait(timeout=SECONDS)
+
+
+def test_a_given_etcd_and_given_certificates_are_used(machine: SlurmMachine) -> None:
+    """They are left as they are, and the etcd outlives the cluster."""
+    certificates = machine.folder / "given"
+    realloc(machine, "certs", "init", str(certificates), "--host", "127.0.0.1")
+    before = (certificates / "etcd" / "tls.crt").read_bytes()
+    with own_etcd(machine, certificates) as endpoint:
+        up(machine, "--etcd-endpoints", endpoint, "--certificates", str(certificates))
+        found = endpoints(machine)
+        assert found["etcd"] == endpoint
+        assert found["authority"] == str(certificates / "client" / "ca.crt")
+        (report,) = realloc(machine, "doctor")
+        statuses = {check["name"]: check["status"] for check in report["checks"]}
+        assert statuses["etcd"] == statuses["certificates"] == "ok", report
+        down(machine)
+        assert_nothing_left(machine, found["slurm_job"])
+    assert (certificates / "etcd" / "tls.crt").read_bytes() == before
 
 
 def reports(machine: SlurmMachine, job_id: str) -> list[Any]:

@@ -94,7 +94,19 @@ def _parser() -> argparse.ArgumentParser:
         "--address", default="", help="scheduler, host:port (default: REALLOC_ADDRESS, local)"
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="command")
+    _add_jobs(verbs)
+    _add_changes(verbs)
+    _add_offline(verbs)
+    add_doctor_arguments(_verb(verbs, "doctor", "doctor", "check a deployment, say what to do"))
+    certs = verbs.add_parser("certs", help="certificates of a first cluster")
+    add_certs(certs.add_subparsers(required=True, metavar="verb"), _verb)
+    tokens = verbs.add_parser("tokens", help="who may use the cluster")
+    add_tokens(tokens.add_subparsers(required=True, metavar="verb"), _verb)
+    return parser
 
+
+def _add_jobs(verbs: Any) -> None:
+    """Jobs begin, and are looked at."""
     submit = _verb(verbs, "submit", "submit", "queue an experiment")
     submit.add_argument("experiment", help="YAML file")
     submit.add_argument("--watch", action="store_true", help="show progress until the job ends")
@@ -112,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     watch = _verb(job, "watch", "watch_job", "progress until the job ends")
     watch.add_argument("job_id")
 
+    trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
+    trace.add_argument("job_id")
+    trace.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
+
+
+def _add_changes(verbs: Any) -> None:
+    """Jobs are saved, stop and go on."""
     cancel = _verb(verbs, "cancel", "cancel_job", "cancel a job")
     cancel.add_argument("job_id")
 
@@ -130,25 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     drain = _verb(verbs, "drain", "drain", "pause every job that can be resumed")
     _add_timeout(drain)
 
-    trace = _verb(verbs, "trace", "write_trace", "write a job's timeline for Perfetto")
-    trace.add_argument("job_id")
-    trace.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
 
+def _add_offline(verbs: Any) -> None:
+    """What needs no cluster."""
     layout = verbs.add_parser("layout", help="layouts of models, without any service")
     layout_verbs = layout.add_subparsers(required=True, metavar="verb")
     add_layout_arguments(
         _verb(layout_verbs, "show", "show_layout", "what each rank of a layout stores"),
         _verb(layout_verbs, "diff", "diff_layouts", "what moves from one layout to another"),
     )
-
-    add_doctor_arguments(_verb(verbs, "doctor", "doctor", "check a deployment, say what to do"))
-    certs = verbs.add_parser("certs", help="certificates of a first cluster")
-    add_certs(certs.add_subparsers(required=True, metavar="verb"), _verb)
-    tokens = verbs.add_parser("tokens", help="who may use the cluster")
-    add_tokens(tokens.add_subparsers(required=True, metavar="verb"), _verb)
-
     add_plan_arguments(_verb(verbs, "plan", "plan", "plan an experiment, without any service"))
-    return parser
 
 
 def _verb(verbs: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:

@@ -22,11 +22,11 @@ from typing import Any
 
 import yaml
 
-from realloc.config import ConfigError, read
 from realloc.core.errors import InvalidInput, Problem
 from realloc.core.experiment import CallPin, Experiment, ModelSettings
 from realloc.core.mesh import DeviceMesh
 from realloc.core.strategy import ParallelStrategy
+from realloc.plain_data import ConfigError, read
 
 _PIN = re.compile(r"([^\s@]+)?(?:@(\d+)(?:-(\d+))?)?")
 

@@ -101,7 +101,7 @@ def _placements(planned: PlannedIteration) -> str:
     rows = "".join(
         f"<tr><td>{escape(option.call)}<td>{option.mesh}<td>{option.strategy}"
         f'<td class="n">{option.micro_batch_tokens:,}<td>{", ".join(option.notes)}'
-        f'<td class="n">{option.cost.seconds:.2f}<td class="n">{option.cost.peak_bytes / 2**30:.1f}'
+        f'<td class="n">{option.seconds:.2f}<td class="n">{option.cost.peak_bytes / 2**30:.1f}'
         for option in planned.chosen
     )
     return (

@@ -63,7 +63,7 @@ def _placements(planned: PlannedIteration) -> str:
                 str(option.strategy),
                 f"{option.micro_batch_tokens:,} tok" if option.micro_batch_tokens else "",
                 ", ".join(option.notes),
-                f"{option.cost.seconds:.2f}",
+                f"{option.seconds:.2f}",
                 f"{option.cost.peak_bytes / 2**30:.1f}",
             )
         )

@@ -38,7 +38,7 @@ def plan_as_json(planned: PlannedIteration) -> dict[str, Any]:
                 "offload": option.choices.offload,
                 "sequence_parallel": option.choices.sequence_parallel,
                 "host_bytes": option.cost.host_bytes,
-                "seconds": option.cost.seconds,
+                "seconds": option.seconds,
                 "resident_bytes": option.cost.resident_bytes,
                 "active_bytes": option.cost.active_bytes,
             }

@@ -36,7 +36,9 @@ class RaggedArray:
         return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
     def take(self, indices: Sequence[int]) -> "RaggedArray":
-        """The rows at these indices, in this order."""
+        """The rows at these indices, in this order; the array itself where these are all rows."""
+        if np.array_equal(indices, np.arange(len(self.lengths))):
+            return self
         rows = self.rows()
         return RaggedArray.from_rows([rows[i] for i in indices], self.values.dtype.name)
 
@@ -68,6 +70,8 @@ class Batch:
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
         """All rows of all batches; every batch has the same fields."""
+        if len(batches) == 1:
+            return batches[0]
         return Batch(
             fields={
                 name: RaggedArray(

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from realloc.config import ConfigError, read
 from realloc.core.errors import InvalidInput
+from realloc.plain_data import ConfigError, read
 
 FORMAT = 1
 """Version of what this module describes."""

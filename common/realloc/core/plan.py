@@ -18,6 +18,8 @@ class CallPlacement:
     """Seconds of the call within one iteration."""
     predicted_peak_bytes: int = 0
     """Largest memory that one device of the mesh needs for the call."""
+    model_seconds: float = 0.0
+    """What the cost model alone predicts, not corrected by what earlier calls have taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class ExecutionPlan:
     """Seconds per iteration, reallocations included."""
     predicted_reallocation_seconds: float = 0.0
     """Seconds of one reallocation of the trained models to their other layouts."""
+    model_reallocation_seconds: float = 0.0
+    """What the cost model alone predicts for it."""
 
     def placement(self, call: str) -> CallPlacement:
         """The placement of a call, by its name."""

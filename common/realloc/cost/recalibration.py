@@ -113,6 +113,11 @@ def measured_call(
     return MeasuredCall(kind=kind, model=model_name(architecture), strategy=str(strategy))
 
 
+def measured_reallocation(architecture: ModelArchitecture) -> MeasuredCall:
+    """The key of the corrections of a model's reallocations, whatever their layouts."""
+    return MeasuredCall(kind="reallocate", model=model_name(architecture), strategy="")
+
+
 def _entry(plain: Any) -> tuple[MeasuredCall, tuple[float, ...]]:
     kind, model, strategy, ratios = plain
     call = MeasuredCall(kind=str(kind), model=str(model), strategy=str(strategy))

@@ -41,13 +41,18 @@ class PlanSpace:
                     call=option.call,
                     mesh=option.mesh,
                     strategy=option.strategy,
-                    predicted_seconds=option.cost.seconds,
+                    predicted_seconds=option.seconds,
                     predicted_peak_bytes=option.cost.peak_bytes,
+                    model_seconds=option.cost.seconds,
                 )
                 for option in chosen
             ),
             predicted_seconds=seconds,
             predicted_reallocation_seconds=self.reallocation_seconds(options),
+            model_reallocation_seconds=sum(
+                seconds / self.task.move_correction(model)
+                for model, seconds in self._moves(options).items()
+            ),
         )
 
     def options_for(self, plan: ExecutionPlan) -> tuple[int, ...] | None:
@@ -63,11 +68,15 @@ class PlanSpace:
             ]
             if not options:
                 return None
-            found.append(min(options, key=lambda option: self.options[option].cost.seconds))
+            found.append(min(options, key=lambda option: self.options[option].seconds))
         return tuple(found)
 
     def reallocation_seconds(self, options: Sequence[int]) -> float:
         """Seconds of all reallocations of one iteration, each distinct one once."""
+        return sum(self._moves(options).values())
+
+    def _moves(self, options: Sequence[int]) -> dict[str, float]:
+        """Seconds of the reallocations of each model that has some."""
         problem, moves = self.problem, {}
         for call, option in enumerate(options):
             train = problem.train_call(call)
@@ -77,7 +86,11 @@ class PlanSpace:
             source = int(problem.option_layout[options[train]])
             target = int(problem.option_layout[option])
             moves[model, target] = float(problem.realloc_seconds[model][source, target])
-        return sum(moves.values())
+        seconds: dict[str, float] = {}
+        for (number, _), each in moves.items():
+            name = self.task.graph.models[number].model_id
+            seconds[name] = seconds.get(name, 0.0) + each
+        return seconds
 
 
 def build_space(task: PlanTask, *, with_moves: bool = True) -> PlanSpace:
@@ -157,7 +170,7 @@ def _problem(task: PlanTask, options: list[PlanOption], with_moves: bool) -> Sea
         option_call=np.array([position[option.call] for option in options]),
         option_first_device=np.array([option.mesh.first_device for option in options]),
         option_num_devices=np.array([option.mesh.num_devices for option in options]),
-        option_seconds=np.array([option.cost.seconds for option in options]),
+        option_seconds=np.array([option.seconds for option in options]),
         option_resident_bytes=np.array([_scaled(task, o, o.cost.resident_bytes) for o in options]),
         option_active_bytes=np.array([_scaled(task, o, o.cost.active_bytes) for o in options]),
         option_layout=np.array(numbers),
@@ -198,6 +211,7 @@ def _moves(task: PlanTask, model: str, layouts: dict[_LayoutKey, int], with_move
         task.cluster.num_devices,
         slowest_of(task.node_hardware or (task.hardware,)),
     )
+    seconds *= task.move_correction(model)
     if task.rules.one_training_layout:
         seconds[np.ix_(sources, sources)] = _IMPOSSIBLE_SECONDS
         np.fill_diagonal(seconds, 0.0)

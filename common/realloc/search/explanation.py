@@ -92,7 +92,7 @@ def _explain(planned: PlannedIteration, call: int) -> Explanation:
         chosen=chosen,
         runner_up=space.options[best],
         added_seconds=best_seconds - base,
-        added_call_seconds=space.options[best].cost.seconds - chosen.cost.seconds,
+        added_call_seconds=space.options[best].seconds - chosen.seconds,
         added_reallocation_seconds=moved - space.reallocation_seconds(planned.result.options),
         infeasible_others=infeasible,
     )

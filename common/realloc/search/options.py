@@ -9,6 +9,7 @@ from realloc.core.strategy import ParallelStrategy
 from realloc.cost.calls import CallCost, estimate_call
 from realloc.cost.choices import CallChoices, GradientReduction
 from realloc.cost.hardware import Hardware
+from realloc.cost.recalibration import measured_call
 from realloc.dataflow.graph import CallKind, FunctionCall
 from realloc.search.legality import illegal, interleaves
 from realloc.search.strategies import strategies
@@ -28,6 +29,14 @@ class PlanOption:
     micro_batch_tokens: int
     choices: CallChoices
     cost: CallCost
+    """As the cost model alone predicts it."""
+    correction: float = 1.0
+    """Ratio of measured to predicted seconds of calls like this one."""
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of the call within one iteration."""
+        return self.cost.seconds * self.correction
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -100,7 +109,8 @@ def _variants(
     strategy: ParallelStrategy,
     hardware: Hardware,
 ) -> Iterator[PlanOption]:
-    base = task.workloads[call.name]
+    base, architecture = task.workloads[call.name], task.architectures[call.model]
+    correction = task.corrections.factor(measured_call(call.kind.value, architecture, strategy))
     free = task.rules.free_choices and call.kind is not CallKind.GENERATE
     for share in _MICRO_BATCH_SHARES if free else (1,):
         tokens = max(1, base.max_tokens_per_micro_batch // share)
@@ -110,7 +120,7 @@ def _variants(
         for choices in _choices(task, call, strategy) if free else (CallChoices(),):
             cost = estimate_call(
                 call.kind,
-                task.architectures[call.model],
+                architecture,
                 strategy,
                 workload,
                 hardware,
@@ -124,6 +134,7 @@ def _variants(
                 micro_batch_tokens=tokens,
                 choices=choices,
                 cost=cost,
+                correction=correction,
             )
 
 

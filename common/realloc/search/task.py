@@ -9,6 +9,7 @@ from realloc.core.mesh import Cluster, DeviceMesh
 from realloc.core.model import ModelArchitecture
 from realloc.cost.calls import Workload
 from realloc.cost.hardware import Hardware
+from realloc.cost.recalibration import Corrections, measured_reallocation
 from realloc.dataflow.graph import CallKind, DataflowGraph, FunctionCall
 from realloc.search.constraints import PlanConstraints
 from realloc.search.slowest import slowest_of
@@ -42,6 +43,8 @@ class PlanTask:
     """Of every device; of the first node's where nodes differ."""
     node_hardware: tuple[Hardware, ...] = ()
     """Of each node, where nodes differ."""
+    corrections: Corrections = field(default_factory=Corrections)
+    """What earlier calls have taken, against what the cost model predicts."""
     constraints: PlanConstraints = field(default_factory=PlanConstraints)
     rules: SpaceRules = field(default_factory=SpaceRules)
     device_limit: int = 0
@@ -76,6 +79,10 @@ class PlanTask:
         meshes = self.constraints.meshes(self.cluster)
         limit = self.device_limit or self.cluster.num_devices
         return tuple(mesh for mesh in meshes if mesh.devices[-1] < limit)
+
+    def move_correction(self, model: str) -> float:
+        """Ratio of measured to predicted seconds of a model's reallocations."""
+        return self.corrections.factor(measured_reallocation(self.architectures[model]))
 
     def pin_of(self, call: FunctionCall) -> CallPin | None:
         """What is fixed for a call, by its own pin or by those of calls that share its layout.

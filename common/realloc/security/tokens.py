@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from realloc.config import ConfigError, read
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Problem, Unauthenticated
+from realloc.plain_data import ConfigError, read
 from realloc.security.roles import PEOPLE, Caller, Role
 
 PREFIX = "realloc_"

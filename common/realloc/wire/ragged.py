@@ -92,7 +92,8 @@ class BatchReader:
 
     def add(self, chunk: Chunk) -> None:
         """Take the next chunk; errors as `read_batch`."""
-        self._bytes_left -= len(chunk.data)
+        data = chunk.data  # a copy at each access
+        self._bytes_left -= len(data)
         if self._bytes_left < 0:
             raise ResourceExhausted(
                 f"the batch is larger than {self._max_bytes} bytes; ask for fewer rows"
@@ -101,7 +102,7 @@ class BatchReader:
             if chunk.field in self._fields:
                 raise InvalidInput.at(chunk.field, "is sent twice")
             self._open = _OpenField(chunk.field, chunk.dtype)
-        self._open.add(chunk)
+        self._open.add(chunk, data)
         if chunk.last:
             self._fields[self._open.name] = self._open.close()
             self._open = None
@@ -122,12 +123,12 @@ class _OpenField:
         self._data = bytearray()
         self._lengths: list[NDArray[np.int64]] = []
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk, data: bytes) -> None:
         if chunk.field != self.name:
             raise InvalidInput.at(self.name, f"ended before its last chunk: {chunk.field} follows")
         if chunk.dtype != self._dtype.name:
             raise InvalidInput.at(self.name, f"changes from {self._dtype.name} to {chunk.dtype}")
-        self._data += chunk.data
+        self._data += data
         self._lengths.append(np.array(chunk.lengths, np.int64))
 
     def close(self) -> RaggedArray:

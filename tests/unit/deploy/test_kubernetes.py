@@ -27,8 +27,9 @@ from deploy.kubernetes.secrets import CLIENT, ETCD_HOSTS, HOLDERS, TOKENS
 from deploy.node.agent import ALIVE
 from deploy.node.config import NodeConfig
 from deploy.node.shards import shards_of
-from realloc.config import ConfigError, ServiceConfig, load
+from realloc.config import ServiceConfig, load
 from realloc.cost.hardware import hardware_of
+from realloc.plain_data import ConfigError
 from realloc.security.roles import ALLOWED, CLIENT_SERVICE
 from services.generation.config import GenerationConfig
 from services.param_store.config import ParamStoreConfig

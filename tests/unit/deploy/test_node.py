@@ -16,7 +16,8 @@ from deploy.local.supervisor import Program
 from deploy.node.agent import ALIVE, NOT_SERVING, SERVING, node
 from deploy.node.config import NodeConfig
 from deploy.node.shards import Shard, shards_of, visible_devices
-from realloc.config import ConfigError, from_command_line
+from realloc.config import from_command_line
+from realloc.plain_data import ConfigError
 from services.generation.config import GenerationConfig
 from services.trainer.config import TrainerConfig
 

@@ -9,8 +9,9 @@ from deploy.slurm.commands import count_gpus, require_slurm
 from deploy.slurm.devices import known_devices, preset_of
 from deploy.slurm.programs import Place, control_programs, nodes_program, shard_programs
 from deploy.slurm.settings import SlurmSettings, read_settings, settings_file
-from realloc.config import ConfigError, load
+from realloc.config import load
 from realloc.core.errors import InvalidInput, NotFound
+from realloc.plain_data import ConfigError
 from services.generation.config import GenerationConfig
 from services.param_store.config import ParamStoreConfig
 from services.plan_search.config import PlanSearchConfig

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import json
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,58 +11,35 @@ from typing import Any
 import pytest
 
 from realloc.api.plan_search.v1 import plan_search_pb2 as pb
-from realloc.api.scheduler.v1 import experiment_pb2
-from realloc.api.types.v1 import types_pb2
 from realloc.coordination.memory_database import MemoryDatabase
 from realloc.coordination.memory_store import MemoryStore
 from realloc.core.errors import InvalidInput, NotFound, ResourceExhausted
 from realloc.core.experiment import (
     CallPin,
-    DataSettings,
     EvaluationSettings,
     Experiment,
-    ModelSettings,
 )
-from realloc.core.mesh import Cluster, DeviceMesh
-from realloc.core.model import Head, ModelArchitecture
+from realloc.core.mesh import DeviceMesh
+from realloc.core.model import Head
 from realloc.core.plan import ExecutionPlan
-from realloc.core.settings import GenerationSettings, PlacementSettings, PpoSettings
+from realloc.core.settings import PlacementSettings
 from realloc.core.strategy import ParallelStrategy
 from realloc.cost.hardware import hardware_of
 from realloc.cost.profile_file import profile_to_json
+from realloc.cost.recalibration import (
+    LEAST_RATIOS,
+    Corrections,
+    measured_call,
+    measured_reallocation,
+)
 from realloc.dataflow.catalog import build_graph
-from realloc.wire.convert import to_proto
 from services.plan_search.config import PlanSearchConfig
 from services.plan_search.plan_search import PlanSearch, estimate
 from services.plan_search.planning_request import PlanningRequest
 from services.plan_search.profiles import Profiles
 from services.plan_search.servicer import PlanSearchServicer
+from tests.support.planning_messages import CLUSTER, EXPERIMENT, MODEL, planning_message
 from tests.unit.cost.test_profile import profiled
-
-CONFIG = {
-    "model_type": "llama",
-    "num_hidden_layers": 16,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 32_000,
-}
-MODEL = ModelArchitecture.from_hf_config(CONFIG)
-CLUSTER = Cluster(
-    num_nodes=1, devices_per_node=4, device_kind="H100", device_memory_bytes=80 * 10**9
-)
-EXPERIMENT = Experiment(
-    name="plan",
-    algorithm="ppo",
-    iterations=1,
-    actor=ModelSettings(checkpoint="a"),
-    # 63 rollouts divide neither into mini-batches nor by data ranks: trainers take them.
-    data=DataSettings(path="p", batch_size=63),
-    generation=GenerationSettings(max_new_tokens=128),
-    ppo=PpoSettings(mini_batches=2),
-    dtype="bfloat16",
-)
 
 
 @pytest.fixture(scope="module")
@@ -192,20 +168,6 @@ def test_a_cancelled_search_stops_its_work(search: PlanSearch) -> None:
     assert len(list(plans)) <= 5
 
 
-def message(seconds: float = 0.5, **fields: Any) -> pb.SearchPlanRequest:
-    return pb.SearchPlanRequest(
-        experiment=to_proto(EXPERIMENT, experiment_pb2.Experiment),
-        models=[
-            pb.PlannedModel(model_id=name, hf_config=json.dumps(CONFIG), head=head)
-            for name, head in (("actor", "HEAD_LM"), ("ref", "HEAD_LM"), ("critic", "HEAD_VALUE"))
-        ],
-        cluster=to_proto(CLUSTER, types_pb2.Cluster),
-        seconds=seconds,
-        mean_prompt_tokens=128.0,
-        **fields,
-    )
-
-
 @contextlib.asynccontextmanager
 async def serving(search: PlanSearch, **limits: Any) -> AsyncIterator[PlanSearchServicer]:
     async with MemoryStore(MemoryDatabase()) as store:
@@ -224,12 +186,12 @@ def test_the_same_request_is_answered_at_once(search: PlanSearch) -> None:
 
     async def ask() -> None:
         async with serving(search) as servicer:
-            first = await answers(servicer, message())
+            first = await answers(servicer, planning_message())
             assert len(first) > 1
-            (again,) = await answers(servicer, message())
+            (again,) = await answers(servicer, planning_message())
             assert again.from_cache
             assert again.plan == first[-1].plan
-            other = await answers(servicer, message(seconds=0.6))
+            other = await answers(servicer, planning_message(seconds=0.6))
             assert not other[-1].from_cache
 
     asyncio.run(ask())
@@ -240,12 +202,12 @@ def test_a_caller_who_leaves_ends_the_search(search: PlanSearch) -> None:
 
     async def ask() -> None:
         async with serving(search, max_searches=1) as servicer:
-            stream = servicer.SearchPlan(message(seconds=3.0), None)
+            stream = servicer.SearchPlan(planning_message(seconds=3.0), None)
             await anext(stream)
             with pytest.raises(ResourceExhausted, match="1 searches run"):
-                await answers(servicer, message(seconds=2.0))
+                await answers(servicer, planning_message(seconds=2.0))
             await stream.aclose()
-            assert await answers(servicer, message(seconds=0.3))
+            assert await answers(servicer, planning_message(seconds=0.3))
 
     asyncio.run(ask())
 
@@ -267,15 +229,62 @@ def test_profiles_are_kept_listed_and_used(search: PlanSearch) -> None:
             assert not page.next_page_token
             read = await servicer.GetProfile(pb.GetProfileRequest(name="profiles/a"), None)
             assert read.profile.content == text
-            slow = await answers(servicer, message(profile="profiles/a"))
-            fast = await answers(servicer, message())
+            slow = await answers(servicer, planning_message(profile="profiles/a"))
+            fast = await answers(servicer, planning_message())
             assert slow[-1].plan.predicted_seconds > fast[-1].plan.predicted_seconds
             await servicer.DeleteProfile(pb.DeleteProfileRequest(name="profiles/a"), None)
             with pytest.raises(NotFound):
-                await answers(servicer, message(profile="profiles/a"))
+                await answers(servicer, planning_message(profile="profiles/a"))
             for name, content in (("profiles/c", "{}"), ("Profiles/../c", text)):
                 profile = pb.Profile(name=name, content=content)
                 with pytest.raises(InvalidInput):
                     await servicer.PutProfile(pb.PutProfileRequest(profile=profile), None)
+
+    asyncio.run(ask())
+
+
+def test_what_calls_have_taken_decides(search: PlanSearch) -> None:
+    """A strategy that was measured to be slow is left where another is better, and what the
+    cost model alone says stays in the plan; the same in an estimate."""
+    before = plans_of(search, task(), 0.5)[-1]
+    trains = before.placement("actor_train")
+    measured = Corrections()
+    for strategy, ratio in ((trains.strategy, 6.0), (ParallelStrategy(pipeline=4), 1.0)):
+        call = measured_call("train", MODEL, strategy)
+        for _ in range(LEAST_RATIOS):
+            measured = measured.observed(call, predicted=1.0, measured=ratio)
+    request = replace(task(), corrections=measured)
+    corrected = estimate(request, before)
+    assert corrected.placement("actor_train").predicted_seconds == pytest.approx(
+        6.0 * trains.predicted_seconds
+    )
+    assert corrected.placement("actor_train").model_seconds == trains.model_seconds
+    after = plans_of(search, request, 0.5)[-1]
+    assert after.placement("actor_train").strategy != trains.strategy
+    assert after.predicted_seconds < corrected.predicted_seconds
+
+
+def test_measured_reallocations_count(search: PlanSearch) -> None:
+    """A plan is dearer by what its moves took longer than predicted."""
+    before = plans_of(search, task(), 0.5)[-1]
+    measured = Corrections()
+    for _ in range(LEAST_RATIOS):
+        measured = measured.observed(measured_reallocation(MODEL), predicted=1.0, measured=3.0)
+    after = estimate(replace(task(), corrections=measured), before)
+    assert before.predicted_reallocation_seconds > 0
+    assert after.predicted_reallocation_seconds == pytest.approx(
+        3.0 * before.predicted_reallocation_seconds
+    )
+    assert after.model_reallocation_seconds == pytest.approx(before.model_reallocation_seconds)
+    assert after.predicted_seconds > before.predicted_seconds
+
+
+def test_unreadable_corrections_are_refused(search: PlanSearch) -> None:
+    """Before anything is searched; the field is named."""
+
+    async def ask() -> None:
+        async with serving(search) as servicer:
+            with pytest.raises(InvalidInput, match="corrections"):
+                await answers(servicer, planning_message(corrections="{"))
 
     asyncio.run(ask())

@@ -26,7 +26,7 @@ from realloc.api.scheduler.v1 import experiment_pb2 as realloc_dot_api_dot_sched
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,realloc/api/plan_search/v1/plan_search.proto\x12\x1arealloc.api.plan_search.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"(\n\x07Profile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"]\n\x0cPlannedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12(\n\x04head\x18\x03 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\"\xf5\x01\n\x11SearchPlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\x12\x0f\n\x07profile\x18\x06 \x01(\t\"\x89\x01\n\x12SearchPlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x17\n\x0fnum_evaluations\x18\x02 \x01(\x03\x12\x13\n\x0blower_bound\x18\x03 \x01(\x01\x12\x12\n\nfrom_cache\x18\x04 \x01(\x08\"\x99\x02\n\x13\x45stimatePlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x31\n\x04plan\x18\x04 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\x12\x0f\n\x07profile\x18\x06 \x01(\t\"I\n\x14\x45stimatePlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\"<\n\x13ListProfilesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x14ListProfilesResponse\x12\x35\n\x08profiles\x18\x01 \x03(\x0b\x32#.realloc.api.plan_search.v1.Profile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetProfileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x12GetProfileResponse\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"I\n\x11PutProfileRequest\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"J\n\x12PutProfileResponse\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"$\n\x14\x44\x65leteProfileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteProfileResponse2\xb8\x05\n\x11PlanSearchService\x12m\n\nSearchPlan\x12-.realloc.api.plan_search.v1.SearchPlanRequest\x1a..realloc.api.plan_search.v1.SearchPlanResponse0\x01\x12q\n\x0c\x45stimatePlan\x12/.realloc.api.plan_search.v1.EstimatePlanRequest\x1a\x30.realloc.api.plan_search.v1.EstimatePlanResponse\x12q\n\x0cListProfiles\x12/.realloc.api.plan_search.v1.ListProfilesRequest\x1a\x30.realloc.api.plan_search.v1.ListProfilesResponse\x12k\n\nGetProfile\x12-.realloc.api.plan_search.v1.GetProfileRequest\x1a..realloc.api.plan_search.v1.GetProfileResponse\x12k\n\nPutProfile\x12-.realloc.api.plan_search.v1.PutProfileRequest\x1a..realloc.api.plan_search.v1.PutProfileResponse\x12t\n\rDeleteProfile\x12\x30.realloc.api.plan_search.v1.DeleteProfileRequest\x1a\x31.realloc.api.plan_search.v1.DeleteProfileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,realloc/api/plan_search/v1/plan_search.proto\x12\x1arealloc.api.plan_search.v1\x1a)realloc/api/scheduler/v1/experiment.proto\x1a realloc/api/types/v1/types.proto\"(\n\x07Profile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"]\n\x0cPlannedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12(\n\x04head\x18\x03 \x01(\x0e\x32\x1a.realloc.api.types.v1.Head\"\x8a\x02\n\x11SearchPlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x13\n\x0b\x63orrections\x18\x07 \x01(\t\"\x89\x01\n\x12SearchPlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x17\n\x0fnum_evaluations\x18\x02 \x01(\x03\x12\x13\n\x0blower_bound\x18\x03 \x01(\x01\x12\x12\n\nfrom_cache\x18\x04 \x01(\x08\"\xae\x02\n\x13\x45stimatePlanRequest\x12\x38\n\nexperiment\x18\x01 \x01(\x0b\x32$.realloc.api.scheduler.v1.Experiment\x12\x38\n\x06models\x18\x02 \x03(\x0b\x32(.realloc.api.plan_search.v1.PlannedModel\x12.\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x1d.realloc.api.types.v1.Cluster\x12\x31\n\x04plan\x18\x04 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\x12\x1a\n\x12mean_prompt_tokens\x18\x05 \x01(\x01\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x13\n\x0b\x63orrections\x18\x07 \x01(\t\"I\n\x14\x45stimatePlanResponse\x12\x31\n\x04plan\x18\x01 \x01(\x0b\x32#.realloc.api.types.v1.ExecutionPlan\"<\n\x13ListProfilesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x14ListProfilesResponse\x12\x35\n\x08profiles\x18\x01 \x03(\x0b\x32#.realloc.api.plan_search.v1.Profile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetProfileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x12GetProfileResponse\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"I\n\x11PutProfileRequest\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"J\n\x12PutProfileResponse\x12\x34\n\x07profile\x18\x01 \x01(\x0b\x32#.realloc.api.plan_search.v1.Profile\"$\n\x14\x44\x65leteProfileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteProfileResponse2\xb8\x05\n\x11PlanSearchService\x12m\n\nSearchPlan\x12-.realloc.api.plan_search.v1.SearchPlanRequest\x1a..realloc.api.plan_search.v1.SearchPlanResponse0\x01\x12q\n\x0c\x45stimatePlan\x12/.realloc.api.plan_search.v1.EstimatePlanRequest\x1a\x30.realloc.api.plan_search.v1.EstimatePlanResponse\x12q\n\x0cListProfiles\x12/.realloc.api.plan_search.v1.ListProfilesRequest\x1a\x30.realloc.api.plan_search.v1.ListProfilesResponse\x12k\n\nGetProfile\x12-.realloc.api.plan_search.v1.GetProfileRequest\x1a..realloc.api.plan_search.v1.GetProfileResponse\x12k\n\nPutProfile\x12-.realloc.api.plan_search.v1.PutProfileRequest\x1a..realloc.api.plan_search.v1.PutProfileResponse\x12t\n\rDeleteProfile\x12\x30.realloc.api.plan_search.v1.DeleteProfileRequest\x1a\x31.realloc.api.plan_search.v1.DeleteProfileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANNEDMODEL']._serialized_start=195
   _globals['_PLANNEDMODEL']._serialized_end=288
   _globals['_SEARCHPLANREQUEST']._serialized_start=291
-  _globals['_SEARCHPLANREQUEST']._serialized_end=536
-  _globals['_SEARCHPLANRESPONSE']._serialized_start=539
-  _globals['_SEARCHPLANRESPONSE']._serialized_end=676
-  _globals['_ESTIMATEPLANREQUEST']._serialized_start=679
-  _globals['_ESTIMATEPLANREQUEST']._serialized_end=960
-  _globals['_ESTIMATEPLANRESPONSE']._serialized_start=962
-  _globals['_ESTIMATEPLANRESPONSE']._serialized_end=1035
-  _globals['_LISTPROFILESREQUEST']._serialized_start=1037
-  _globals['_LISTPROFILESREQUEST']._serialized_end=1097
-  _globals['_LISTPROFILESRESPONSE']._serialized_start=1099
-  _globals['_LISTPROFILESRESPONSE']._serialized_end=1201
-  _globals['_GETPROFILEREQUEST']._serialized_start=1203
-  _globals['_GETPROFILEREQUEST']._serialized_end=1236
-  _globals['_GETPROFILERESPONSE']._serialized_start=1238
-  _globals['_GETPROFILERESPONSE']._serialized_end=1312
-  _globals['_PUTPROFILEREQUEST']._serialized_start=1314
-  _globals['_PUTPROFILEREQUEST']._serialized_end=1387
-  _globals['_PUTPROFILERESPONSE']._serialized_start=1389
-  _globals['_PUTPROFILERESPONSE']._serialized_end=1463
-  _globals['_DELETEPROFILEREQUEST']._serialized_start=1465
-  _globals['_DELETEPROFILEREQUEST']._serialized_end=1501
-  _globals['_DELETEPROFILERESPONSE']._serialized_start=1503
-  _globals['_DELETEPROFILERESPONSE']._serialized_end=1526
-  _globals['_PLANSEARCHSERVICE']._serialized_start=1529
-  _globals['_PLANSEARCHSERVICE']._serialized_end=2225
+  _globals['_SEARCHPLANREQUEST']._serialized_end=557
+  _globals['_SEARCHPLANRESPONSE']._serialized_start=560
+  _globals['_SEARCHPLANRESPONSE']._serialized_end=697
+  _globals['_ESTIMATEPLANREQUEST']._serialized_start=700
+  _globals['_ESTIMATEPLANREQUEST']._serialized_end=1002
+  _globals['_ESTIMATEPLANRESPONSE']._serialized_start=1004
+  _globals['_ESTIMATEPLANRESPONSE']._serialized_end=1077
+  _globals['_LISTPROFILESREQUEST']._serialized_start=1079
+  _globals['_LISTPROFILESREQUEST']._serialized_end=1139
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=1141
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=1243
+  _globals['_GETPROFILEREQUEST']._serialized_start=1245
+  _globals['_GETPROFILEREQUEST']._serialized_end=1278
+  _globals['_GETPROFILERESPONSE']._serialized_start=1280
+  _globals['_GETPROFILERESPONSE']._serialized_end=1354
+  _globals['_PUTPROFILEREQUEST']._serialized_start=1356
+  _globals['_PUTPROFILEREQUEST']._serialized_end=1429
+  _globals['_PUTPROFILERESPONSE']._serialized_start=1431
+  _globals['_PUTPROFILERESPONSE']._serialized_end=1505
+  _globals['_DELETEPROFILEREQUEST']._serialized_start=1507
+  _globals['_DELETEPROFILEREQUEST']._serialized_end=1543
+  _globals['_DELETEPROFILERESPONSE']._serialized_start=1545
+  _globals['_DELETEPROFILERESPONSE']._serialized_end=1568
+  _globals['_PLANSEARCHSERVICE']._serialized_start=1571
+  _globals['_PLANSEARCHSERVICE']._serialized_end=2267
 # @@protoc_insertion_point(module_scope)

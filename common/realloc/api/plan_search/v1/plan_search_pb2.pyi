@@ -88,6 +88,7 @@ class SearchPlanRequest(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     MEAN_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """Longest time to search."""
     mean_prompt_tokens: _builtins.float
@@ -95,6 +96,10 @@ class SearchPlanRequest(_message.Message):
     profile: _builtins.str
     """Name of the profile that costs are predicted from; by default the preset of the cluster's
     kind of device.
+    """
+    corrections: _builtins.str
+    """Ratios of measured to predicted seconds of calls like these, which predictions are
+    corrected by: JSON as the scheduler stores it. Empty for none.
     """
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
@@ -117,10 +122,11 @@ class SearchPlanRequest(_message.Message):
         seconds: _builtins.float = ...,
         mean_prompt_tokens: _builtins.float = ...,
         profile: _builtins.str = ...,
+        corrections: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "profile", b"profile", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "corrections", b"corrections", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "profile", b"profile", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,10 +180,13 @@ class EstimatePlanRequest(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     MEAN_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
     mean_prompt_tokens: _builtins.float
     """Mean tokens of a prompt (sft: of a row) in the data."""
     profile: _builtins.str
     """Name of the profile that costs are predicted from, as in SearchPlanRequest."""
+    corrections: _builtins.str
+    """Ratios that predictions are corrected by, as in SearchPlanRequest."""
     @_builtins.property
     def experiment(self) -> _experiment_pb2.Experiment:
         """The experiment."""
@@ -203,10 +212,11 @@ class EstimatePlanRequest(_message.Message):
         plan: _types_pb2.ExecutionPlan | None = ...,
         mean_prompt_tokens: _builtins.float = ...,
         profile: _builtins.str = ...,
+        corrections: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "plan", b"plan", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "corrections", b"corrections", "experiment", b"experiment", "mean_prompt_tokens", b"mean_prompt_tokens", "models", b"models", "plan", b"plan", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -228,12 +228,15 @@ class CallPlacement(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     PREDICTED_SECONDS_FIELD_NUMBER: _builtins.int
     PREDICTED_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    MODEL_SECONDS_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     """Name of the function call in the dataflow graph."""
     predicted_seconds: _builtins.float
     """Predicted seconds of the call within one iteration."""
     predicted_peak_bytes: _builtins.int
     """Predicted largest memory of one device for the call, in bytes."""
+    model_seconds: _builtins.float
+    """What the cost model alone predicts, not corrected by what earlier calls have taken."""
     @_builtins.property
     def mesh(self) -> Global___DeviceMesh:
         """Devices that the call occupies."""
@@ -250,10 +253,11 @@ class CallPlacement(_message.Message):
         strategy: Global___ParallelStrategy | None = ...,
         predicted_seconds: _builtins.float = ...,
         predicted_peak_bytes: _builtins.int = ...,
+        model_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mesh", b"mesh", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "mesh", b"mesh", "predicted_peak_bytes", b"predicted_peak_bytes", "predicted_seconds", b"predicted_seconds", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "mesh", b"mesh", "model_seconds", b"model_seconds", "predicted_peak_bytes", b"predicted_peak_bytes", "predicted_seconds", b"predicted_seconds", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -268,10 +272,13 @@ class ExecutionPlan(_message.Message):
     PLACEMENTS_FIELD_NUMBER: _builtins.int
     PREDICTED_SECONDS_FIELD_NUMBER: _builtins.int
     PREDICTED_REALLOCATION_SECONDS_FIELD_NUMBER: _builtins.int
+    MODEL_REALLOCATION_SECONDS_FIELD_NUMBER: _builtins.int
     predicted_seconds: _builtins.float
     """Predicted seconds per iteration, reallocations included."""
     predicted_reallocation_seconds: _builtins.float
     """Predicted seconds of one reallocation within an iteration."""
+    model_reallocation_seconds: _builtins.float
+    """What the cost model alone predicts for it."""
     @_builtins.property
     def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallPlacement]:
         """One entry per function call."""
@@ -282,10 +289,11 @@ class ExecutionPlan(_message.Message):
         placements: _abc.Iterable[Global___CallPlacement] | None = ...,
         predicted_seconds: _builtins.float = ...,
         predicted_reallocation_seconds: _builtins.float = ...,
+        model_reallocation_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["placements", b"placements", "predicted_reallocation_seconds", b"predicted_reallocation_seconds", "predicted_seconds", b"predicted_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_reallocation_seconds", b"model_reallocation_seconds", "placements", b"placements", "predicted_reallocation_seconds", b"predicted_reallocation_seconds", "predicted_seconds", b"predicted_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

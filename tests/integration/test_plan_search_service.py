@@ -1,0 +1,108 @@
+"""PlanSearchService over gRPC, on a real etcd."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local.etcd_binary import find_etcd
+from deploy.local.etcd_server import EtcdServer
+from realloc.api.plan_search.v1 import plan_search_pb2 as pb
+from realloc.api.plan_search.v1 import plan_search_pb2_grpc
+from realloc.core.errors import InvalidInput, ResourceExhausted
+from realloc.rpc.channel import connect
+from realloc.rpc.server import running
+from realloc.search.default import DefaultSearcher
+from realloc.search.searchers import warm_up
+from services.plan_search.app import build
+from services.plan_search.config import PlanSearchConfig
+from tests.support.planning_messages import planning_message
+
+TEST_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """The service compiles beside its work; here searches are to be complete from the start."""
+    warm_up(DefaultSearcher())
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """One etcd for all tests here."""
+    folder: Path = tmp_path_factory.mktemp("etcd")
+    with EtcdServer(find_etcd(), folder) as server:
+        yield server
+
+
+@asynccontextmanager
+async def served(etcd: EtcdServer) -> AsyncIterator[Any]:
+    """The stub of a plan-search that does one search at a time."""
+    config = PlanSearchConfig(etcd_endpoints=(etcd.endpoint,), drain_seconds=0.0, max_searches=1)
+    async with (
+        build(config) as app,
+        running(app, config) as address,
+        connect(address) as channel,
+    ):
+        stub = plan_search_pb2_grpc.PlanSearchServiceStub(channel)
+        await answers(stub, planning_message(seconds=0.1))
+        yield stub
+
+
+async def answers(stub: Any, request: pb.SearchPlanRequest) -> list[pb.SearchPlanResponse]:
+    """All answers of a search; waits while another one runs."""
+    while True:
+        try:
+            return [answer async for answer in stub.SearchPlan(request, timeout=60)]
+        except ResourceExhausted:
+            await asyncio.sleep(0.02)  # asked again, as the error says; the test has a deadline
+
+
+def test_plans_arrive_one_by_one_and_the_last_is_remembered(etcd: EtcdServer) -> None:
+    """Each is better than the one before or has a better bound; the same request again brings
+    the last one alone, from the cache."""
+
+    async def scenario() -> None:
+        async with asyncio.timeout(TEST_SECONDS), served(etcd) as stub:
+            found = await answers(stub, planning_message(seconds=1.0))
+            assert len(found) > 1
+            seconds = [answer.plan.predicted_seconds for answer in found]
+            assert seconds == sorted(seconds, reverse=True)
+            (again,) = await answers(stub, planning_message(seconds=1.0))
+            assert again.from_cache
+            assert again.plan == found[-1].plan
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_search_makes_room_for_the_next(etcd: EtcdServer) -> None:
+    """While an hour's search runs no other may; its caller leaves, and the next one runs."""
+
+    async def scenario() -> None:
+        async with asyncio.timeout(TEST_SECONDS), served(etcd) as stub:
+            long = stub.SearchPlan(planning_message(seconds=600.0, nodes=16))
+            async for _ in long:
+                break
+            with pytest.raises(ResourceExhausted, match="1 searches run"):
+                async for _ in stub.SearchPlan(planning_message(seconds=0.5), timeout=60):
+                    pass
+            long.cancel()
+            assert await answers(stub, planning_message(seconds=0.5))
+
+    asyncio.run(scenario())
+
+
+def test_problems_of_a_request_come_back_with_their_paths(etcd: EtcdServer) -> None:
+    """Time that is not given, corrections that are no JSON."""
+
+    async def scenario() -> None:
+        async with asyncio.timeout(TEST_SECONDS), served(etcd) as stub:
+            with pytest.raises(InvalidInput, match="seconds"):
+                await answers(stub, planning_message(seconds=0.0))
+            with pytest.raises(InvalidInput, match="corrections"):
+                await answers(stub, planning_message(corrections="{"))
+
+    asyncio.run(scenario())
