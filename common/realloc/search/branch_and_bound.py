@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.compilation import compiled, inlined
 from realloc.search.evaluator import MARGIN, evaluate
+from realloc.search.facts import follows
 from realloc.search.option_tree import OptionTree
 from realloc.search.relaxation import Bounds, Relaxation
 from realloc.search.space import Space, Tables
@@ -75,11 +76,11 @@ class BranchAndBound:
         depth_first = 2 * _MOST_CUTS * calls + int(tree.child_count[tree.root].sum())
         self._pool = _empty_pool(most_open + depth_first, calls)
         self._order = np.argsort(-tree.area[tree.root], kind="stable").astype(np.int64)
-        self._weights = np.zeros((2, tasks))
+        self._weights = np.zeros((2, tasks + 2))
         self._proved = np.zeros(1)
         self.best = np.zeros(calls, dtype=np.int64)
         self.best_seconds = np.inf
-        root = choice_bound(*bounds, tree.root, self._weights[0])
+        root = choice_bound(*bounds, tree.root, self._weights[0], np.inf)
         _open(self._pool, tree.root, root, most_open)
         self._proved[0] = root
 
@@ -164,7 +165,7 @@ def _advance(
         counts[0] += 1
         if _take(pool, choice) > limit:
             continue
-        if choice_bound(r, b_ints, b_reals, choice, weights[0]) > limit:
+        if choice_bound(r, b_ints, b_reals, choice, weights[0], limit) > limit:
             continue
         c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
         if c < 0:
@@ -176,9 +177,9 @@ def _advance(
                 best_seconds = value
                 best[:] = plan
             continue
-        parent = choice[c]
-        for i in range(b_ints[r.child_count + parent]):
-            choice[c] = b_ints[r.child_start + parent] + i
+        begin, end = _children(r, b_ints, choice, c)
+        for at in range(begin, end):
+            choice[c] = b_ints[at]
             counts[0] += 1
             bound = _child_bound(r, b_ints, b_reals, choice, weights, limit)
             if bound <= limit:
@@ -200,7 +201,7 @@ def _dive(
 ) -> None:
     """Fill `plan` where the dive from an open choice, at a place of the heap, ends in one."""
     choice = pool.choice[pool.heap[place]].astype(np.int64)
-    while choice_bound(r, b_ints, b_reals, choice, weights[0]) < best_seconds:
+    while choice_bound(r, b_ints, b_reals, choice, weights[0], best_seconds) < best_seconds:
         c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
         if c < 0:
             for d in range(r.num_calls):
@@ -209,8 +210,9 @@ def _dive(
         parent = choice[c]
         least = np.inf
         child = parent
-        for i in range(b_ints[r.child_count + parent]):
-            choice[c] = b_ints[r.child_start + parent] + i
+        begin, end = _children(r, b_ints, choice, c)
+        for at in range(begin, end):
+            choice[c] = b_ints[at]
             bound = _child_bound(r, b_ints, b_reals, choice, weights, best_seconds)
             if bound < least:
                 least = bound
@@ -218,6 +220,21 @@ def _dive(
         if child == parent:
             return
         choice[c] = child
+
+
+@inlined
+def _children(r: Relaxation, b_ints: Ints, choice: Ints, c: int) -> tuple[int, int]:
+    """Where the sets that a call's set consists of stand in the integers of a relaxation.
+
+    A call that follows has, once its train call is chosen, the options in that layout.
+    """
+    v = choice[c]
+    if not follows(r, b_ints, choice, c):
+        begin = r.sets + b_ints[r.child_start + v]
+        return begin, begin + b_ints[r.child_count + v]
+    layout = b_ints[r.layout + b_ints[r.option + choice[b_ints[r.train + c]]]]
+    at = r.same_at + b_ints[r.same_start + c] + layout
+    return r.same + b_ints[at], r.same + b_ints[at + 1]
 
 
 @inlined
@@ -230,21 +247,32 @@ def _call_to_refine(
     the slower half of the options adds, and a part of the call's own seconds where a cut by
     place may show that it must wait for others.
     """
+    for k in range(r.num_calls):
+        if choice[order[k]] == b_ints[r.root + order[k]]:
+            return int(order[k])
     best = -1
     most = -1.0
+    following = -1
     for k in range(r.num_calls):
         c = order[k]
         parent = choice[c]
+        if follows(r, b_ints, choice, c):
+            if b_ints[r.option + choice[b_ints[r.train + c]]] >= 0:
+                following = int(c)
+            continue
         count = b_ints[r.child_count + parent]
         if count == 0:
             continue
         first = b_ints[r.child_start + parent]
         last = first + count - 1
-        if count > 2 or b_ints[r.num_devices_of + first] != b_ints[r.num_devices_of + last]:
-            return int(c)
         seconds = b_reals[r.seconds + parent]
         slower = b_reals[r.seconds + last] - seconds
         score = (weights[c] + _LEAST_WEIGHT) * slower
+        price = weights[r.num_tasks]
+        if price > 0.0:
+            spare = b_reals[r.trade_share + b_ints[r.trade_start + first + 1] - 1]
+            spare -= b_reals[r.trade_share + b_ints[r.trade_start + last + 1] - 1]
+            score += price * abs(spare)
         if (
             b_ints[r.hull_first + first] != b_ints[r.hull_first + last]
             or b_ints[r.hull_last + first] != b_ints[r.hull_last + last]
@@ -253,7 +281,7 @@ def _call_to_refine(
         if score > most:
             most = score
             best = c
-    return best
+    return best if best >= 0 else following
 
 
 @inlined
@@ -269,7 +297,7 @@ def _child_bound(
     quick = weighted_bound(r, b_ints, b_reals, choice, weights[0])
     if quick > limit:
         return quick
-    return max(quick, choice_bound(r, b_ints, b_reals, choice, weights[1]))
+    return max(quick, choice_bound(r, b_ints, b_reals, choice, weights[1], limit))
 
 
 @compiled

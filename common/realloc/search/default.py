@@ -47,9 +47,9 @@ class DefaultSearcher:
 
     name: str = "default"
     clock: Clock = time.perf_counter
-    slice_plans: int = 40_000
+    slice_plans: int = 16_000
     """Plans that local search decides in one turn."""
-    slice_choices: int = 15_000
+    slice_choices: int = 6_000
     """Choices that branch and bound looks at in one turn."""
 
     def search(
@@ -74,7 +74,8 @@ class DefaultSearcher:
             before = progress.seconds, progress.lower_bound
             proof.advance(progress, self.slice_choices)
             if not progress.is_over:
-                local.narrow(proof, progress)
+                if progress.seconds == before[0]:
+                    local.narrow(proof, progress)
                 for start in proof.promising(progress):
                     local.descend(progress, start)
                 local.improve(progress, self.slice_plans)
@@ -159,7 +160,7 @@ class _Proof:
     def __init__(
         self, problem: SearchProblem, tables: Tables, rules: SimulationRules, known: Candidates
     ) -> None:
-        self._num_options = problem.num_options
+        self._problem = problem
         self._bounds, self._tree = build_bounds(problem, known, rules)
         self._search = BranchAndBound(tables, self._bounds, self._tree)
         self._place = 0
@@ -189,4 +190,4 @@ class _Proof:
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
         """[O], see `realloc.search.narrowing`."""
-        return may_improve(self._bounds, self._tree, self._num_options, seconds)
+        return may_improve(self._problem, self._bounds, self._tree, seconds)

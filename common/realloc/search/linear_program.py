@@ -94,3 +94,66 @@ def _pivot(reals: Floats, tableau: int, rows: int, width: int, row: int, column:
                     reals[line + j] -= factor * reals[at + j]
                 reals[line + column] = -factor * inverse
     reals[at + column] = inverse
+
+
+@inlined
+def fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
+    """Maximal sets of tasks that precedence and devices allow to run together.
+
+    Tasks of no seconds are left out.
+
+    Returns:
+        How many there are in `fitting`.
+    """
+    worth = 0
+    for t in range(r.num_tasks):
+        worth |= int(reals[r.task_seconds + t] > 0.0) << t
+    for i in range(r.num_together):
+        chosen = ints[r.together + i]
+        before = ints[r.without_last + i]
+        last = 0
+        while chosen >> (last + 1):
+            last += 1
+        devices = ints[r.task_devices + last]
+        clash = ints[r.task_clash + last]
+        fits = (worth >> last) & 1
+        if before >= 0:
+            fits &= int(ints[r.set_devices + before] >= 0)
+            devices += ints[r.set_devices + before]
+            clash |= ints[r.set_clash + before]
+        fits &= int(devices <= r.num_devices) & int((clash & chosen) == 0)
+        ints[r.set_devices + i] = devices if fits else -1
+        ints[r.set_clash + i] = clash
+    found = 0
+    for k in range(r.num_together):
+        i = ints[r.by_size + k]
+        if ints[r.set_devices + i] < 0:
+            continue
+        chosen = ints[r.together + i]
+        covered = False
+        for j in range(found):
+            if ints[r.fitting + j] & chosen == chosen:
+                covered = True
+                break
+        if not covered:
+            ints[r.fitting + found] = chosen
+            found += 1
+    return found
+
+
+@inlined
+def weigh(r: Relaxation, ints: Ints, reals: Floats, fitting: int, weights: Floats) -> float:
+    """Scale the weights until no fitting set is above 1; their bound."""
+    heaviest = 1.0
+    for i in range(fitting):
+        chosen = ints[r.fitting + i]
+        weight = 0.0
+        for t in range(r.num_tasks):
+            weight += weights[t] * float((chosen >> t) & 1)
+        heaviest = max(heaviest, weight)
+    bound = 0.0
+    for t in range(r.num_tasks):
+        # A task of no seconds was left out of the sets: its weight must not count later on.
+        weights[t] = weights[t] / heaviest if reals[r.task_seconds + t] > 0.0 else 0.0
+        bound += weights[t] * reals[r.task_seconds + t]
+    return bound

@@ -17,11 +17,10 @@ class MoveTables(NamedTuple):
     """For groups of train options (rows) and of another call's options (columns)."""
 
     least: Floats
-    """Fewest seconds of a move between options of the two; 0 where some two need none."""
-    apart: Floats
-    """0 where some two have one layout, else 1."""
+    """Fewest seconds of a move between options of the two that are not in one layout; 0 where
+    some two need none, infinity where all are in one."""
     moved: Floats
-    """0 where some two need no move, else 1."""
+    """0 where some two that are not in one layout need no move, else 1."""
 
 
 def move_tables(problem: SearchProblem, tree: OptionTree, train: int, call: int) -> MoveTables:
@@ -31,7 +30,6 @@ def move_tables(problem: SearchProblem, tree: OptionTree, train: int, call: int)
     column_of, column_parent = _groups(tree, call)
     tables = MoveTables(
         least=np.full((rows, columns), np.inf),
-        apart=np.ones((rows, columns)),
         moved=np.ones((rows, columns)),
     )
     matrix = problem.realloc_seconds.get(int(problem.call_model[call]), np.zeros((1, 1)))
@@ -55,10 +53,8 @@ def move_tables(problem: SearchProblem, tree: OptionTree, train: int, call: int)
 
 def _groups(tree: OptionTree, call: int) -> tuple[tuple[Ints, Ints], Ints]:
     """The call's single options with their groups; and each group's parent."""
-    begin = int(tree.root[call])
-    end = int(tree.root[call + 1]) if call + 1 < len(tree.root) else len(tree.option)
-    sets = np.arange(begin, end)
-    single = sets[tree.option[begin:end] >= 0]
+    sets = tree.sets_of(call)
+    single = tree.single_sets(call)
     parent = np.zeros(int(tree.num_groups[call]), dtype=np.int64)
     _find_parents(sets, tree.child_start, tree.child_count, tree.group, parent)
     return (tree.option[single], tree.group[single]), parent
@@ -82,19 +78,18 @@ def _scatter_least(
     to_layout: Ints,
     to_group: Ints,
     least: Floats,
-    apart: Floats,
     moved: Floats,
 ) -> None:
     for i in range(len(from_layout)):
         source = from_layout[i]
         for j in range(len(to_layout)):
             target = to_layout[j]
+            if source >= 0 and source == target:
+                continue
             seconds = 0.0
-            if source >= 0 and target >= 0 and source != target:
+            if source >= 0 and target >= 0:
                 seconds = matrix[source, target]
             else:
                 moved[from_group[i], to_group[j]] = 0.0
             if seconds < least[from_group[i], to_group[j]]:
                 least[from_group[i], to_group[j]] = seconds
-            if source >= 0 and source == target:
-                apart[from_group[i], to_group[j]] = 0.0

@@ -7,6 +7,7 @@ from realloc.search.bounds import choice_bound
 from realloc.search.compilation import compiled
 from realloc.search.evaluator import MARGIN
 from realloc.search.option_tree import OptionTree
+from realloc.search.problem import SearchProblem
 from realloc.search.relaxation import Bounds, Relaxation
 
 Ints = NDArray[np.int64]
@@ -17,62 +18,57 @@ _MOST_SETS = 60_000
 
 
 def may_improve(
-    bounds: Bounds, tree: OptionTree, num_options: int, seconds: float
+    problem: SearchProblem, bounds: Bounds, tree: OptionTree, seconds: float
 ) -> NDArray[np.bool_]:
     """[O], whether a plan with the option could take fewer seconds, as far as is known."""
-    kept = np.ones(num_options, dtype=np.bool_)
-    weights = np.zeros(bounds.relaxation.num_tasks)
     limit = seconds * (1.0 + MARGIN)
-    stack = np.zeros(len(tree.option), dtype=np.int64)
-    _drop(*bounds, tree.root, weights, limit, stack, kept, _MOST_SETS)
+    kept = np.zeros(problem.num_options, dtype=np.bool_)
+    most = _MOST_SETS // (problem.num_calls + int((tree.follow >= 0).sum()))
+    for call in range(problem.num_calls):
+        found = np.zeros(problem.num_options, dtype=np.bool_)
+        _keep(*bounds, tree.root, call, limit, found, most)
+        kept |= found
+        if tree.follow[call] >= 0:
+            # In the layout of some option of the train call, with which following may pay off.
+            train, choice = problem.train_call(call), tree.root.copy()
+            choice[call] = tree.follow[call]
+            found[:] = False
+            _keep(*bounds, choice, train, limit, found, most)
+            options = problem.options_of(call)
+            layouts = problem.option_layout[found]
+            kept[options] |= np.isin(problem.option_layout[options], layouts[layouts >= 0])
     return kept
 
 
 @compiled
-def _drop(
+def _keep(
     r: Relaxation,
     ints: Ints,
     reals: Floats,
-    root: Ints,
-    weights: Floats,
+    others: Ints,
+    call: int,
     limit: float,
-    stack: Ints,
     kept: NDArray[np.bool_],
     most: int,
 ) -> None:
-    """From the largest sets down, leave out those that exceed the limit with all other calls."""
-    choice = root.copy()
-    for c in range(r.num_calls):
-        begin = 0
-        end = 1
-        stack[0] = root[c]
-        bounded = 0
-        while begin < end and bounded < most // r.num_calls:
-            node = stack[begin]
-            begin += 1
-            bounded += 1
-            choice[c] = node
-            if choice_bound(r, ints, reals, choice, weights) > limit:
-                _drop_all(r, ints, node, stack, end, kept)
-                continue
-            for i in range(ints[r.child_count + node]):
-                stack[end] = ints[r.child_start + node] + i
-                end += 1
-        choice[c] = root[c]
+    """Mark the options of a call that do not exceed the limit with the sets of the others.
 
-
-@compiled
-def _drop_all(
-    r: Relaxation, ints: Ints, node: int, stack: Ints, end: int, kept: NDArray[np.bool_]
-) -> None:
-    """Leave out every option of a set; the stack is free from `end` on."""
-    stack[end] = node
-    top = end + 1
-    while top > end:
-        top -= 1
-        at = stack[top]
-        if ints[r.option + at] >= 0:
-            kept[ints[r.option + at]] = False
-        for i in range(ints[r.child_count + at]):
-            stack[top] = ints[r.child_start + at] + i
-            top += 1
+    From the largest sets down; what lies in sets that are not looked at is kept.
+    """
+    weights = np.zeros(r.num_tasks + 2)
+    choice = others.copy()
+    stack = np.zeros(len(ints), dtype=np.int64)
+    stack[0] = choice[call]
+    begin = 0
+    end = 1
+    while begin < end:
+        node = stack[begin]
+        begin += 1
+        choice[call] = node
+        if begin <= most and choice_bound(r, ints, reals, choice, weights, limit) > limit:
+            continue
+        if ints[r.option + node] >= 0:
+            kept[ints[r.option + node]] = True
+        for i in range(ints[r.child_count + node]):
+            stack[end] = ints[r.child_start + node] + i
+            end += 1

@@ -1,9 +1,11 @@
 """Options of each call as a tree of ever smaller sets, down to single options.
 
-The root is all options of a call. Its children have one mesh size each, because sizes decide
-most. Below, a set is halved along the dimension in which it is widest: seconds or bytes (as
-logarithms), or place (in mesh sizes); so the sets that a bound speaks about become alike in what
-the bound knows. Children stand together and go from few seconds to many.
+The root is all options of a call. Its first child, where that is possible, stands for sharing
+the layout of the model's train call (`realloc.search.followers`); the options of all others are
+then taken in other layouts. These have one mesh size each, because sizes decide most. Below, a
+set is halved along the dimension in which it is widest: seconds or bytes (as logarithms), or
+place (in mesh sizes); so the sets that a bound speaks about become alike in what the bound
+knows. Children stand together and go from few seconds to many.
 """
 
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ class OptionTree:
 
     root: Ints
     """[C]"""
+    follow: Ints
+    """[C], the child of the root that stands for the train call's layout, whichever that will be;
+    −1 where the call never has it."""
     child_start: Ints
     """[V]"""
     child_count: Ints
@@ -59,11 +64,21 @@ class OptionTree:
     has_layout: Ints
     """[V], 1 where some option has a layout that another call may share."""
 
+    def sets_of(self, call: int) -> Ints:
+        """All sets of a call, its root first."""
+        end = self.root[call + 1] if call + 1 < len(self.root) else len(self.option)
+        return np.arange(self.root[call], end)
+
+    def single_sets(self, call: int) -> Ints:
+        """The sets of a call that are single options."""
+        sets = self.sets_of(call)
+        return sets[self.option[sets] >= 0]
+
 
 def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionTree:
     """The tree over the candidates of each call."""
     options = candidates.options
-    size = 3 * len(options) + problem.num_calls
+    size = 3 * len(options) + 2 * problem.num_calls
     first = problem.option_first_device
     devices = problem.option_num_devices
     shape = np.stack([first, devices], axis=1)
@@ -72,6 +87,7 @@ def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionT
     seconds = np.zeros((size, 2))
     root = np.zeros(problem.num_calls, dtype=np.int64)
     num_groups = np.zeros(problem.num_calls, dtype=np.int64)
+    follow = _may_follow(problem, candidates)
     used = _build(
         options.copy(),
         candidates.starts,
@@ -80,6 +96,7 @@ def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionT
         weights,
         problem.option_layout,
         root,
+        follow,
         num_groups,
         sets,
         seconds,
@@ -88,11 +105,24 @@ def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionT
     columns = {name: sets[:used, i].copy() for i, name in enumerate(_SET_COLUMNS)}
     return OptionTree(
         root=root,
+        follow=follow,
         num_groups=num_groups,
         seconds=seconds[:used, 0].copy(),
         area=seconds[:used, 1].copy(),
         **{name: column for name, column in columns.items() if not name.startswith("_")},
     )
+
+
+def _may_follow(problem: SearchProblem, candidates: Candidates) -> Ints:
+    """[C], 0 for calls that have a layout in common with their train call, else −1."""
+    found = np.full(problem.num_calls, -1, dtype=np.int64)
+    for call in range(problem.num_calls):
+        train = problem.train_call(call)
+        if train not in (-1, call):
+            layouts = problem.option_layout[candidates.of(call)]
+            same = np.intersect1d(layouts, problem.option_layout[candidates.of(train)])
+            found[call] = 0 if (same >= 0).any() else -1
+    return found
 
 
 _SET_COLUMNS = (
@@ -124,6 +154,7 @@ def _build(
     weights: Ints,
     layout: Ints,
     root: Ints,
+    follow: Ints,
     num_groups: Ints,
     sets: Ints,
     reals: Floats,
@@ -145,9 +176,16 @@ def _build(
         used += 1
         while done < used:
             begin, end = sets[done, _BEGIN], sets[done, _END]
-            sets[done, _OPTION] = options[begin] if end - begin == 1 and done != root[c] else -1
+            is_open = end - begin > 1 or done == root[c] or done == follow[c]
+            sets[done, _OPTION] = -1 if is_open else options[begin]
             sets[done, _CHILD_START] = used
+            if done == root[c] and follow[c] >= 0:
+                _describe(options, begin, end, shape, seconds, weights, layout, sets, reals, used)
+                follow[c] = used
+                used += 1
             at = begin
+            if done == follow[c]:
+                at = end
             while at < end and sets[done, _OPTION] < 0:
                 cut = end  # all that lies behind the one cut of a set below the root
                 if at == begin or done == root[c]:
@@ -160,7 +198,10 @@ def _build(
                 used += 1
                 at = cut
             sets[done, _CHILD_COUNT] = used - sets[done, _CHILD_START]
-            _sort_children(sets, reals, sets[done, _CHILD_START], used)
+            if done == root[c] and follow[c] >= 0:
+                _sort_children(sets, reals, follow[c] + 1, used)
+            else:
+                _sort_children(sets, reals, sets[done, _CHILD_START], used)
             done += 1
         num_groups[c] = groups
     return used

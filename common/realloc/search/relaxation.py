@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
 from realloc.search.candidates import Candidates
+from realloc.search.followers import followers
 from realloc.search.move_tables import move_tables
 from realloc.search.option_tree import OptionTree, build_option_tree
 from realloc.search.problem import SearchProblem
 from realloc.search.space import flat_ints, flat_reals, offsets
+from realloc.search.trade_offs import trade_offs
 from realloc.search.windows import topological_order, window_edges
 
 Ints = NDArray[np.int64]
@@ -40,10 +42,13 @@ class Relaxation(NamedTuple):
     iterations: int
     lag: int
     """1 + staleness"""
+    num_sets: int
     num_devices: int
     device_memory_bytes: int
 
     # The option tree, see `OptionTree`.
+    sets: int
+    """[V], 0, 1, …: what children are read from, as if they were listed."""
     child_start: int
     child_count: int
     option: int
@@ -60,6 +65,29 @@ class Relaxation(NamedTuple):
     hull_first: int
     hull_last: int
     has_layout: int
+    root: int
+    """[C]"""
+    follow: int
+    """[C]"""
+    follow_start: int
+    """[C], see `realloc.search.followers`."""
+    follow_seconds: int
+    """real"""
+    follow_active: int
+    same_start: int
+    """[C]"""
+    same_at: int
+    same: int
+    user: int
+    """[C], the first other call of a train call's model, if it may follow; else −1."""
+    trade_start: int
+    """[2, V + 1], see `realloc.search.trade_offs`."""
+    trade_seconds: int
+    """real"""
+    trade_user_seconds: int
+    """real"""
+    trade_share: int
+    """real"""
     layout: int
     """[O]"""
     model: int
@@ -74,8 +102,6 @@ class Relaxation(NamedTuple):
     """[C]"""
     least: int
     """real, tables of `realloc.search.move_tables`."""
-    apart: int
-    """real, the same."""
     moved: int
     """real, the same."""
     matrix_start: int
@@ -111,6 +137,20 @@ class Relaxation(NamedTuple):
     """[num_ends, C], iterations of each call that come after the first run of an end."""
 
     # Scratch.
+    call_devices: int
+    """[C], fewest devices; this and what follows from `realloc.search.facts`."""
+    call_resident: int
+    """[C], fewest resident bytes."""
+    call_active: int
+    """[C], fewest active bytes."""
+    call_core_first: int
+    """[C], see `OptionTree`."""
+    call_core_last: int
+    """[C]"""
+    call_hull_first: int
+    """[C]"""
+    call_hull_last: int
+    """[C]"""
     left_out: int
     """[2 ** C], devices that a set of calls leaves to others, counted call by call."""
     held: int
@@ -133,6 +173,18 @@ class Relaxation(NamedTuple):
     column_label: int
     task_seconds: int
     """[T] real"""
+    vertex: int
+    """[C], where each call is on the hull of its set."""
+    last_vertex: int
+    """[C], where that ends."""
+    trade_weight: int
+    """[C] real, what a second counts that it gives up."""
+    part: int
+    """[C] real, how far it is on the way to the next vertex."""
+    mixed: int
+    """[C] real, seconds of the calls where they just fit the memory."""
+    trial: int
+    """[T + 2] real, weights that may turn out worse."""
     tableau: int
     """[num_together + 1, T + 1] real"""
     distance: int
@@ -164,11 +216,18 @@ def build_bounds(
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train)
     graph = _graph_arrays(calls, edges, train, rules)
+    users = np.full(calls, -1, dtype=np.int64)
+    for call in _movers(train):
+        users[train[call]] = call if tree.follow[call] >= 0 else -1
+    trades, shared = trade_offs(problem, tree, users), followers(problem, tree)._asdict()
     ints = _tree_arrays(tree) | moves.ints | graph | _window_arrays(calls, movers, later, together)
     ints |= {
         "layout": problem.option_layout,
         "model": np.unique(problem.call_model, return_inverse=True)[1],
         "train": train,
+        "user": users,
+        "trade_start": trades.trade_start,
+        **{name: table for name, table in shared.items() if name != "follow_seconds"},
     }
     ints |= {
         name: np.zeros(size, dtype=np.int64) for name, size in _scratch(calls, tasks, together)
@@ -176,6 +235,14 @@ def build_bounds(
     reals = moves.reals | {
         "seconds": tree.seconds,
         "area": tree.area,
+        "follow_seconds": shared["follow_seconds"],
+        "trade_seconds": trades.trade_seconds,
+        "trade_user_seconds": trades.trade_user_seconds,
+        "trade_share": trades.trade_share,
+        "trade_weight": np.zeros(calls),
+        "part": np.zeros(calls),
+        "mixed": np.zeros(calls),
+        "trial": np.zeros(tasks + 2),
         "task_seconds": np.zeros(tasks),
         "tableau": np.zeros((len(together) + 1) * (tasks + 1)),
         "distance": np.zeros(rules.iterations * calls),
@@ -187,6 +254,7 @@ def build_bounds(
         num_ends=len(graph["ends"]),
         iterations=rules.iterations,
         lag=1 + rules.staleness,
+        num_sets=len(tree.option),
         num_devices=problem.num_devices,
         device_memory_bytes=problem.device_memory_bytes,
         **offsets(ints),
@@ -198,6 +266,7 @@ def build_bounds(
 
 def _tree_arrays(tree: OptionTree) -> dict[str, Ints]:
     return {
+        "sets": np.arange(len(tree.option)),
         "child_start": tree.child_start,
         "child_count": tree.child_count,
         "option": tree.option,
@@ -210,6 +279,8 @@ def _tree_arrays(tree: OptionTree) -> dict[str, Ints]:
         "hull_first": tree.hull_first,
         "hull_last": tree.hull_last,
         "has_layout": tree.has_layout,
+        "root": tree.root,
+        "follow": tree.follow,
     }
 
 
@@ -259,6 +330,15 @@ def _scratch(calls: int, tasks: int, together: list[int]) -> list[tuple[str, int
         ("held", subsets),
         ("largest", subsets),
         ("mates", calls),
+        ("vertex", calls),
+        ("last_vertex", calls),
+        ("call_devices", calls),
+        ("call_resident", calls),
+        ("call_active", calls),
+        ("call_core_first", calls),
+        ("call_core_last", calls),
+        ("call_hull_first", calls),
+        ("call_hull_last", calls),
         ("set_devices", sets),
         ("set_clash", sets),
         ("task_devices", tasks),
@@ -277,7 +357,7 @@ class _Moves(NamedTuple):
 def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
     """Tables of the fewest seconds of moves, and the matrices themselves."""
     calls = problem.num_calls
-    groups: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(3)]
+    groups: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(2)]
     matrices: list[Floats] = [np.zeros((0, 0))]
     arrays = {
         name: np.full(calls, -1, dtype=np.int64)
@@ -287,15 +367,15 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Move
         if train[call] < 0 or train[call] == call:
             continue
         arrays["least_start"][call] = sum(table.size for table in groups[0])
-        three = move_tables(problem, tree, int(train[call]), call)
-        for tables, table in zip(groups, three, strict=True):
+        both = move_tables(problem, tree, int(train[call]), call)
+        for tables, table in zip(groups, both, strict=True):
             tables.append(table)
         arrays["least_columns"][call] = groups[0][-1].shape[1]
         arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
         model = int(problem.call_model[call])
         matrices.append(problem.realloc_seconds.get(model, np.zeros((1, 1))))
         arrays["matrix_size"][call] = len(matrices[-1])
-    named = dict(zip(("least", "apart", "moved", "matrix"), (*groups, matrices), strict=True))
+    named = dict(zip(("least", "moved", "matrix"), (*groups, matrices), strict=True))
     reals = {name: np.concatenate([t.ravel() for t in tables]) for name, tables in named.items()}
     return _Moves(arrays, reals)
 

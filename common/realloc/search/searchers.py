@@ -39,11 +39,11 @@ def warm_up(searcher: Searcher) -> None:
 
     The compiled functions do not depend on the problem; a tiny one calls each of them.
     """
-    problem = tiny_problem()
+    problem, seconds = tiny_problem(), 0.01
     if isinstance(searcher, DefaultSearcher):
         # Small turns, so that each kind of turn comes before the proof is complete.
-        searcher = replace(searcher, slice_plans=1, slice_choices=1)
-    search_to_end(searcher, problem, seconds=60.0)
+        searcher, seconds = replace(searcher, slice_plans=1, slice_choices=1), 60.0
+    search_to_end(searcher, problem, seconds=seconds)
     smallest_memory(problem)
 
 

@@ -32,8 +32,11 @@ class Space(NamedTuple):
     """Slots are padded to 2 ** slot_shift, at least 8."""
     num_window: int
     """Calls where the graph has windows (see `realloc.search.windows`), else 0."""
+    num_sources: int
     iterations: int
     staleness: int
+    first_lag: int
+    """Iterations simulated of which version 0 serves all but the train calls."""
     device_memory_bytes: int
     num_devices: int
 
@@ -60,11 +63,15 @@ class Space(NamedTuple):
     """[C] int, slot of the reallocation before the call, or −1 where none is possible."""
     slot_call: int
     """[S] int, the call of a slot."""
-    num_before: int
-    """[C] int, predecessors within the iteration."""
+    waits: int
+    """[K × S padded] int, of how much that a node waits for the end is not known at the start,
+    where no call waits for a reallocation of version 0."""
+    sources: int
+    """[num_sources] int, in their order the nodes that may wait for nothing."""
     after_start: int
-    """[C + 1] int, where the successors of a call begin in `after`."""
-    after: int
+    """[C + 1] int, where the successors of a call begin in `after_slot`."""
+    after_slot: int
+    """int, their slots."""
     mate_start: int
     """[C + 1] int, where, for a train call, its model's other calls begin in `mate`."""
     mate: int
@@ -82,12 +89,10 @@ class Space(NamedTuple):
     """int, predecessors of each call within the window, its model's train call included."""
 
     # Scratch of the evaluator.
-    slot_mask: int
-    """[S] int, bit set of the calls that share a device with a slot."""
     slot_calls: int
-    """[S] int, bit set of the calls whose devices a slot occupies."""
-    conflict: int
-    """[S padded] int, bit set of the slots that share a device with a slot."""
+    """[S padded] int, bit set of the calls whose devices a slot occupies."""
+    clash: int
+    """[S, S padded] real, 1 where a slot shares a device with another, else 0."""
     slot_seconds: int
     """[S padded] real"""
     gate: int
@@ -97,9 +102,9 @@ class Space(NamedTuple):
     kept: int
     """[C] int, resident bytes, 0 for all but one call of each shared layout."""
     missing: int
-    """[K × S padded] int, of how much that a node waits for the end is not known."""
+    """[K × S padded] int, of how much that a node waits for the end is not known yet."""
     queue: int
-    """[K × S padded] int, nodes whose ready time is known."""
+    """[K × S padded] int, nodes whose ready time is known, as they are committed."""
     ready: int
     """[K × S padded] real, latest end so far of what a node waits for."""
     claimed: int
@@ -126,7 +131,7 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
         "layout": problem.option_layout,
     }
     num_slots = len(ints["slot_call"])
-    shift = max(3, (num_slots - 1).bit_length())
+    shift = (len(ints["waits"]) // rules.iterations - 1).bit_length()
     models = np.unique(problem.call_model)
     matrices = [problem.realloc_seconds.get(int(m), np.zeros((0, 0))) for m in models]
     sizes = np.array([len(matrix) for matrix in matrices], dtype=np.int64)
@@ -134,9 +139,7 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
     ints["realloc_start"] = np.cumsum(sizes**2) - sizes**2
     nodes, slots, calls = rules.iterations << shift, 1 << shift, problem.num_calls
     for name, size in (
-        ("slot_mask", slots),
         ("slot_calls", slots),
-        ("conflict", slots),
         ("gate", calls),
         ("overlap", calls),
         ("kept", calls),
@@ -147,6 +150,7 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
     reals = {
         "seconds": problem.option_seconds,
         "realloc": np.concatenate([matrix.ravel() for matrix in matrices]),
+        "clash": np.zeros(num_slots * slots),
         "slot_seconds": np.zeros(slots),
         "ready": np.zeros(nodes),
         "claimed": np.zeros(slots),
@@ -157,8 +161,10 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
         num_slots=num_slots,
         slot_shift=shift,
         num_window=len(ints["window_order"]),
+        num_sources=len(ints["sources"]),
         iterations=rules.iterations,
         staleness=rules.staleness,
+        first_lag=min(rules.iterations, 1 + rules.staleness),
         device_memory_bytes=problem.device_memory_bytes,
         num_devices=problem.num_devices,
         **offsets(ints),
@@ -197,6 +203,7 @@ def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, I
     slot_call[call_slot[may_move] - 1] = np.flatnonzero(may_move)
     edges = sorted({(int(a), int(b)) for a, b in problem.edges})
     after_start, after = _lists(edges, calls)
+    waits, sources = _waits(edges, train, call_slot, slot_call, rules)
     mates = [(int(train[call]), int(call)) for call in np.flatnonzero(may_move)]
     mate_start, mate = _lists(mates, calls)
     window = window_edges(calls, edges, train, rules)
@@ -209,15 +216,34 @@ def _graph_arrays(problem: SearchProblem, rules: SimulationRules) -> dict[str, I
         "call_slot": call_slot,
         "move_slot": np.where(may_move, call_slot - 1, -1),
         "slot_call": slot_call,
-        "num_before": np.bincount([b for _, b in edges], minlength=calls),
+        "waits": waits,
+        "sources": sources,
         "after_start": after_start,
-        "after": after,
+        "after_slot": call_slot[after],
         "mate_start": mate_start,
         "mate": mate,
         "window_order": np.array(order, dtype=np.int64),
         "window_before_start": before_start,
         "window_before": before,
     }
+
+
+def _waits(
+    edges: list[tuple[int, int]],
+    train: Ints,
+    call_slot: Ints,
+    slot_call: Ints,
+    rules: SimulationRules,
+) -> tuple[Ints, Ints]:
+    """Of how many ends each node waits, as `Space.waits` has it, and the sources."""
+    padded = max(8, 1 << (len(slot_call) - 1).bit_length())
+    waits = np.ones((rules.iterations, padded), dtype=np.int64)
+    waits[0, : len(slot_call)] = 0  # a reallocation of version 0 waits for nothing
+    lag = np.where(train == np.arange(len(train)), 1, 1 + rules.staleness)
+    before = np.bincount([b for _, b in edges], minlength=len(train))
+    for i in range(rules.iterations):
+        waits[i, call_slot] = before + ((train >= 0) & (i >= lag))
+    return waits.ravel(), np.flatnonzero(waits == 0)
 
 
 def _lists(pairs: list[tuple[int, int]], size: int) -> tuple[Ints, Ints]:
