@@ -85,7 +85,13 @@ class Carrier:
         Raises:
             Unavailable: the peer is gone.
         """
-        start = self._start_send if chunk.direction is Direction.SEND else self._start_receive
+        sending = chunk.direction is Direction.SEND
+        memory = self._communicator.memory(chunk.peer)
+        if memory is Memory.ANY:
+            start = self._start_send if sending else self._start_receive
+        else:
+            lends = sending if memory is Memory.OPEN else not sending
+            start = self._start_loan if lends else self._start_borrowing
         return start(chunk, chunk.pieces())
 
     def started(self, item: InFlight) -> None:
@@ -130,31 +136,13 @@ class Carrier:
 
     def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
         """Send the parameters' own memory where it will do, else pack."""
-        peer, round_ = chunk.peer, chunk.round
-        memory = self._communicator.memory(peer)
-        if memory is Memory.OPEN:
-            return self._start_loan(chunk, pieces)
         buffers: tuple[torch.Tensor, ...] = ()
-        if memory is Memory.LENT:
-            casts: tuple[torch.Tensor, ...] = ()
-            if not self._source.all_of(self._dtype):
-                buffers, casts = self._take_buffers(chunk)
-            borrowed = self._communicator.borrow(self._size(chunk), peer=peer, round=round_)
-            return InFlight(
-                chunk=chunk,
-                pieces=pieces,
-                pending=borrowed,
-                buffers=buffers,
-                elements=casts,
-                borrowed=borrowed,
-            )
         entered = False
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
         if elements is None:
-            buffers = (self._staging.take(),)
-            elements = self._elements_of(buffers[0], chunk)
+            buffers, (elements,) = self._take_buffers(chunk)
             entered = self._pack(chunk, pieces, elements)
-        pending = self._communicator.send(elements, peer=peer, round=round_)
+        pending = self._communicator.send(elements, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk,
             pieces=pieces,
@@ -172,56 +160,53 @@ class Carrier:
         self._source.pack(pieces, elements)
         return False
 
+    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+        """Receive into the parameter, or into a buffer to be unpacked."""
+        buffers: tuple[torch.Tensor, ...] = ()
+        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
+        if elements is None:
+            buffers, (elements,) = self._take_buffers(chunk)
+        pending = self._communicator.receive(elements, peer=chunk.peer, round=chunk.round)
+        return InFlight(
+            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
+        )
+
     def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Lend the parameters themselves; cast elements of another type first."""
+        """Lend the parameters themselves, to be read or written; staging where they will not do."""
+        sending = chunk.direction is Direction.SEND
+        own = self._source if sending else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
         elements: tuple[torch.Tensor, ...] = ()
-        if self._source.all_of(self._dtype):
-            views = [self._source.strip(piece).view() for piece in pieces]
+        if own.all_of(self._dtype) if sending else self._lends:
+            views = [own.strip(piece).view() for piece in pieces]
         else:
             buffers, elements = self._take_buffers(chunk)
-            for part, cast in zip(chunk.cut(self._chunk_elements), elements, strict=True):
-                self._source.pack(part.pieces(), cast)
-            self._source.synchronize()
-            views = [cast.view(1, -1) for cast in elements]
+            if sending:
+                for part, cast in zip(chunk.cut(self._chunk_elements), elements, strict=True):
+                    own.pack(part.pieces(), cast)
+                own.synchronize()
+            views = [part.view(1, -1) for part in elements]
         pending = self._communicator.lend(views, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
         )
 
-    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Receive into the parameter, or to be unpacked from where it lies then."""
-        peer, round_ = chunk.peer, chunk.round
-        memory = self._communicator.memory(peer)
+    def _start_borrowing(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+        """Use the peer's memory, through staging where elements change their type."""
+        own = self._source if chunk.direction is Direction.SEND else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
         elements: tuple[torch.Tensor, ...] = ()
-        if memory is Memory.OPEN:
-            if not self._destination.all_of(self._dtype):
-                buffers, elements = self._take_buffers(chunk)
-            borrowed = self._communicator.borrow(self._size(chunk), peer=peer, round=round_)
-            return InFlight(
-                chunk=chunk,
-                pieces=pieces,
-                pending=borrowed,
-                buffers=buffers,
-                elements=elements,
-                borrowed=borrowed,
-            )
-        if memory is Memory.LENT and self._lends:
-            views = [self._destination.strip(piece).view() for piece in pieces]
-        else:
-            direct = self._destination.direct(pieces, self._dtype, self._communicator.device)
-            if direct is None or memory is Memory.LENT:
-                buffers, elements = self._take_buffers(chunk)
-            else:
-                elements = (direct,)
-            views = [element.view(1, -1) for element in elements]
-        if memory is Memory.LENT:
-            pending = self._communicator.lend(views, peer=peer, round=round_)
-        else:
-            pending = self._communicator.receive(elements[0], peer=peer, round=round_)
+        if not own.all_of(self._dtype):
+            buffers, elements = self._take_buffers(chunk)
+        size_bytes = chunk.num_elements * self._dtype.itemsize
+        borrowed = self._communicator.borrow(size_bytes, peer=chunk.peer, round=chunk.round)
         return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
+            chunk=chunk,
+            pieces=pieces,
+            pending=borrowed,
+            buffers=buffers,
+            elements=elements,
+            borrowed=borrowed,
         )
 
     def _write(self, done: InFlight, borrowed: Borrowed) -> None:
@@ -268,9 +253,6 @@ class Carrier:
         parts = list(chunk.cut(self._chunk_elements))
         buffers = tuple(self._staging.take() for _ in parts)
         return buffers, tuple(map(self._elements_of, buffers, parts))
-
-    def _size(self, chunk: Chunk) -> int:
-        return chunk.num_elements * self._dtype.itemsize
 
     def _elements_of(self, buffer: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         return buffer.view(self._dtype)[: chunk.num_elements]
