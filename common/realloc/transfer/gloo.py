@@ -5,20 +5,16 @@ The group is constructed directly over a store, so it neither needs nor touches
 generation process.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store, Work
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Direction, Memory, Operation
+from realloc.transfer.communicator import Direction, Operation
+from realloc.transfer.messages import MessageCommunicator
 
-MAX_OPERATIONS = 256
-"""Unfinished gloo operations per endpoint; each holds a buffer, none a thread."""
 _METHOD = {Direction.SEND: "send", Direction.RECEIVE: "recv"}
 
 
@@ -39,7 +35,7 @@ class GlooPending:
             raise self.operation.failed(first_line(error)) from error
 
 
-class GlooCommunicator:
+class GlooCommunicator(MessageCommunicator):
     """See `Communicator`. Gloo's own threads move the bytes; waiting does not hold the GIL."""
 
     def __init__(
@@ -63,8 +59,7 @@ class GlooCommunicator:
         Raises:
             Unavailable: not all endpoints came within the time.
         """
-        self._endpoint = endpoint
-        self._num_endpoints = num_endpoints
+        super().__init__(endpoint=endpoint, num_endpoints=num_endpoints, device=torch.device("cpu"))
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in torch's stubs
         options._devices = [ProcessGroupGloo.create_device(hostname=host)]
         options._timeout = timedelta(seconds=timeout_seconds)
@@ -79,38 +74,6 @@ class GlooCommunicator:
                 f"{group_id!r} connected within {timeout_seconds:g} s: {first_line(error)}"
             ) from error
 
-    @property
-    def endpoint(self) -> int:
-        return self._endpoint
-
-    @property
-    def num_endpoints(self) -> int:
-        return self._num_endpoints
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def max_operations(self) -> int:
-        return MAX_OPERATIONS
-
-    @property
-    def batch_size(self) -> int:
-        return 1
-
-    def allocate(self, size_bytes: int) -> torch.Tensor:
-        return torch.empty(size_bytes, dtype=torch.uint8)
-
-    def lends(self, memory: torch.Tensor) -> bool:
-        return False
-
-    def memory(self, peer: int) -> Memory:
-        return Memory.ANY
-
-    def group(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> GlooPending:
         return self._start(Direction.SEND, buffer, peer, round)
 
@@ -120,13 +83,7 @@ class GlooCommunicator:
     def _start(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> GlooPending:
-        operation = Operation(
-            endpoint=self._endpoint,
-            direction=direction,
-            peer=peer,
-            round=round,
-            size_bytes=buffer.nbytes,
-        )
+        operation = self._operation(direction, buffer, peer, round)
         if self._group is None:
             raise operation.failed("the communicator is closed")
         start = getattr(self._group, _METHOD[direction])  # not in torch's stubs
@@ -135,15 +92,6 @@ class GlooCommunicator:
         except RuntimeError as error:
             raise operation.failed(first_line(error)) from error
         return GlooPending(operation=operation, work=work, buffer=buffer)
-
-    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("gloo lends no memory")
-
-    def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("gloo lends no memory")
-
-    def settle(self) -> None:
-        """Nothing is lent."""
 
     def close(self) -> None:
         if self._group is not None:

@@ -2,17 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Direction, Memory, Operation
-
-MAX_OPERATIONS = 256
+from realloc.transfer.communicator import Direction, Operation
+from realloc.transfer.messages import MessageCommunicator
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -91,44 +87,14 @@ def copy_matched(sent: LocalPending, received: LocalPending) -> None:
     received.finish(error)
 
 
-class LocalCommunicator:
+class LocalCommunicator(MessageCommunicator):
     """See `Communicator`."""
 
     def __init__(self, world: LocalWorld, endpoint: int) -> None:
+        super().__init__(
+            endpoint=endpoint, num_endpoints=world.num_endpoints, device=torch.device("cpu")
+        )
         self._world = world
-        self._endpoint = endpoint
-
-    @property
-    def endpoint(self) -> int:
-        return self._endpoint
-
-    @property
-    def num_endpoints(self) -> int:
-        return self._world.num_endpoints
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def max_operations(self) -> int:
-        return MAX_OPERATIONS
-
-    @property
-    def batch_size(self) -> int:
-        return 1
-
-    def allocate(self, size_bytes: int) -> torch.Tensor:
-        return torch.empty(size_bytes, dtype=torch.uint8)
-
-    def lends(self, memory: torch.Tensor) -> bool:
-        return False
-
-    def memory(self, peer: int) -> Memory:
-        return Memory.ANY
-
-    def group(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> LocalPending:
         return self._post(Direction.SEND, buffer, peer, round)
@@ -139,25 +105,10 @@ class LocalCommunicator:
     def _post(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> LocalPending:
-        operation = Operation(
-            endpoint=self._endpoint,
-            direction=direction,
-            peer=peer,
-            round=round,
-            size_bytes=buffer.nbytes,
-        )
+        operation = self._operation(direction, buffer, peer, round)
         pending = LocalPending(operation=operation, buffer=buffer, finished=threading.Event())
         self._world.post(pending)
         return pending
-
-    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("threads lend no memory")
-
-    def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("threads lend no memory")
-
-    def settle(self) -> None:
-        """Nothing is lent."""
 
     def close(self) -> None:
         self._world.leave(self._endpoint)

@@ -11,18 +11,19 @@ Rules that NCCL sets and this file keeps:
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store, Work
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.transfer.communicator import Direction, Memory, Operation
+from realloc.transfer.communicator import Direction, Operation
 from realloc.transfer.gloo import first_line
+from realloc.transfer.messages import MessageCommunicator
 
 MAX_OPERATIONS = 128
 BATCH_SIZE = 16
@@ -52,7 +53,7 @@ class NcclPending:
             raise self.operation.failed(first_line(error)) from error
 
 
-class NcclCommunicator:
+class NcclCommunicator(MessageCommunicator):
     """See `Communicator`. Buffers are on this process's device."""
 
     def __init__(
@@ -77,10 +78,8 @@ class NcclCommunicator:
         """
         from torch.distributed.distributed_c10d import ProcessGroupNCCL  # absent without CUDA
 
-        self._endpoint = endpoint
-        self._num_endpoints = num_endpoints
+        super().__init__(endpoint=endpoint, num_endpoints=num_endpoints, device=device)
         self._rank = {member: rank for rank, member in enumerate(members)}
-        self._device = device
         self._group: Any = None
         self._grouped: list[NcclPending] | None = None
         prefixed = PrefixStore(f"nccl/{group_id}", store)
@@ -100,33 +99,12 @@ class NcclCommunicator:
             ) from error
 
     @property
-    def endpoint(self) -> int:
-        return self._endpoint
-
-    @property
-    def num_endpoints(self) -> int:
-        return self._num_endpoints
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
     def max_operations(self) -> int:
         return MAX_OPERATIONS
 
     @property
     def batch_size(self) -> int:
         return BATCH_SIZE
-
-    def lends(self, memory: torch.Tensor) -> bool:
-        return False
-
-    def memory(self, peer: int) -> Memory:
-        return Memory.ANY
-
-    def allocate(self, size_bytes: int) -> torch.Tensor:
-        return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
 
     def group(self) -> AbstractContextManager[None]:
         return self._coalesced()
@@ -152,15 +130,6 @@ class NcclCommunicator:
     def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> NcclPending:
         return self._start(Direction.RECEIVE, buffer, peer, round)
 
-    def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("NCCL lends no memory")
-
-    def borrow(self, size_bytes: int, *, peer: int, round: int) -> NoReturn:
-        raise NotImplementedError("NCCL lends no memory")
-
-    def settle(self) -> None:
-        """Nothing is lent."""
-
     def close(self) -> None:
         if self._group is not None:
             self._group.abort()
@@ -169,13 +138,7 @@ class NcclCommunicator:
     def _start(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> NcclPending:
-        operation = Operation(
-            endpoint=self._endpoint,
-            direction=direction,
-            peer=peer,
-            round=round,
-            size_bytes=buffer.nbytes,
-        )
+        operation = self._operation(direction, buffer, peer, round)
         if self._group is None:
             raise operation.failed("the communicator is closed")
         try:
