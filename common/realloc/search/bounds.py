@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.search.clashes import fill_clashes, fill_seconds
-from realloc.search.compilation import compiled, inlined
+from realloc.search.compilation import bare, compiled, inlined
 from realloc.search.facts import fill_facts
 from realloc.search.linear_program import fitting_sets, solve, weigh
 from realloc.search.memory_price import counted_calls, priced_bound, settle_price, trades_with
@@ -47,6 +47,8 @@ def choice_bound(
         limit: a bound above it may as well be lower.
     """
     weights[:] = 0.0
+    trial = bare(reals[r.trial : r.trial + r.num_tasks + 2])
+    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
     fill_facts(r, ints, reals, choice)
     fill_mates(r, ints, choice)
     if overflows(r, ints) or overflows_where_known(r, ints):
@@ -59,7 +61,7 @@ def choice_bound(
     fitting = fitting_sets(r, ints, reals)
     solve(r, ints, reals, fitting, weights)
     weigh(r, ints, reals, fitting, weights)
-    return _price_memory(r, ints, reals, choice, fitting, weights, limit)
+    return _price_memory(r, ints, reals, choice, fitting, weights, trial, limit)
 
 
 @inlined
@@ -70,6 +72,7 @@ def _price_memory(
     choice: Ints,
     fitting: int,
     weights: Floats,
+    trial: Floats,
     limit: float,
 ) -> float:
     """The bound with memory, and the weights and the price that give it.
@@ -88,14 +91,14 @@ def _price_memory(
     for c in range(r.num_calls):
         if reals[r.task_seconds + c] > 0.0:
             reals[r.task_seconds + c] = reals[r.mixed + c]
-    trial = reals[r.trial : r.trial + r.num_tasks + 2]
     solve(r, ints, reals, fitting, trial)
     if weigh(r, ints, reals, fitting, trial) > best:
         bound = settle_price(r, ints, reals, choice, counted, trial)
         if bound > best:
             best = bound
             trial[r.num_tasks + 1] = float(counted)
-            weights[:] = trial
+            for t in range(r.num_tasks + 2):
+                weights[t] = trial[t]
     return best
 
 
@@ -104,6 +107,7 @@ def weighted_bound(
     r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats
 ) -> float:
     """The bound by the weights of a choice that contains this one; cheaper and weaker."""
+    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
     if not fill_seconds(r, ints, reals, choice):
         return np.inf
     return priced_bound(r, ints, reals, choice, weights)
