@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from realloc.search.clashes import fill_clashes, fill_seconds
 from realloc.search.compilation import bare, compiled, inlined
 from realloc.search.facts import fill_facts
-from realloc.search.linear_program import fitting_sets, solve, weigh
+from realloc.search.linear_program import fitting_sets, weigh
 from realloc.search.memory_price import counted_calls, priced_bound, settle_price, trades_with
 from realloc.search.overflow import fill_mates, overflows, overflows_where_known
+from realloc.search.packing import packs_too_much
 from realloc.search.relaxation import Relaxation
 from realloc.search.unrolled import unrolled_bound
 
@@ -51,7 +52,7 @@ def choice_bound(
     ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
     fill_facts(r, ints, reals, choice)
     fill_mates(r, ints, choice)
-    if overflows(r, ints) or overflows_where_known(r, ints):
+    if overflows(r, ints) or overflows_where_known(r, ints) or packs_too_much(r, ints, reals):
         return np.inf
     if not fill_seconds(r, ints, reals, choice):
         return np.inf
@@ -59,7 +60,6 @@ def choice_bound(
     if r.num_together == 0:
         return unrolled_bound(r, ints, reals, choice)
     fitting = fitting_sets(r, ints, reals)
-    solve(r, ints, reals, fitting, weights)
     weigh(r, ints, reals, fitting, weights)
     return _price_memory(r, ints, reals, choice, fitting, weights, trial, limit)
 
@@ -91,7 +91,6 @@ def _price_memory(
     for c in range(r.num_calls):
         if reals[r.task_seconds + c] > 0.0:
             reals[r.task_seconds + c] = reals[r.mixed + c]
-    solve(r, ints, reals, fitting, trial)
     if weigh(r, ints, reals, fitting, trial) > best:
         bound = settle_price(r, ints, reals, choice, counted, trial)
         if bound > best:

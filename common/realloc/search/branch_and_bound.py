@@ -268,6 +268,11 @@ def _call_to_refine(
         seconds = b_reals[r.seconds + parent]
         slower = b_reals[r.seconds + last] - seconds
         score = (weights[c] + _LEAST_WEIGHT) * slower
+        user = b_ints[r.user + c]
+        if user >= 0 and follows(r, b_ints, choice, user):
+            table = r.follow_seconds + b_ints[r.follow_start + user] - b_ints[r.root + c]
+            slower = b_reals[table + last] - b_reals[table + first]
+            score += (weights[user] + _LEAST_WEIGHT) * abs(slower)
         price = weights[r.num_tasks]
         if price > 0.0:
             spare = b_reals[r.trade_share + b_ints[r.trade_start + first + 1] - 1]
