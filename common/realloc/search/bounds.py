@@ -57,7 +57,7 @@ def choice_bound(
     if not fill_seconds(r, ints, reals, choice):
         return np.inf
     fill_clashes(r, ints, reals, choice)
-    if r.num_together == 0:
+    if not r.has_windows:
         return unrolled_bound(r, ints, reals, choice)
     fitting = fitting_sets(r, ints, reals)
     weigh(r, ints, reals, fitting, weights)

@@ -108,7 +108,9 @@ class BranchAndBound:
         )
         return Stretch(choices=int(counts[0]), plans=int(counts[1]))
 
-    def dive(self, best_seconds: float, place: int, noise: float, state: RandomState) -> Ints | None:
+    def dive(
+        self, best_seconds: float, place: int, noise: float, state: RandomState
+    ) -> Ints | None:
         """A plan by always taking the child of about the least bound; None where none is better.
 
         Args:

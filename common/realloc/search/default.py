@@ -81,6 +81,8 @@ class DefaultSearcher:
                     local.narrow(proof, progress)
                 for start in proof.promising(progress, local.state):
                     local.descend(progress, start)
+                    if progress.is_over:
+                        break
                 local.improve(progress, self.slice_plans)
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()

@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _MAX_TOGETHER = 600
-"""Sets of tasks that may run together; a graph with more is bounded without windows."""
+"""Sets of tasks that may run together; a graph with more is bounded without them."""
 
 
 MAX_CALLS_WITH_MEMORY = 12
@@ -36,8 +36,10 @@ class Relaxation(NamedTuple):
 
     num_calls: int
     num_tasks: int
+    has_windows: bool
     num_together: int
-    """Sets of tasks that precedence allows to run together; 0 without windows."""
+    """Sets of tasks that precedence allows to run together; without windows all sets of calls,
+    if they are not too many."""
     most_packed: int
     """Sets of calls that fit one device; where there are more, nothing follows from them."""
     num_ends: int
@@ -219,10 +221,10 @@ def build_bounds(
     train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
     window = window_edges(calls, edges, train, rules)
     movers = _movers(train) if window is not None else []
-    later = _later(calls, window, train, movers) if window is not None else []
+    later = _later(calls, window or [], train, movers)
     together = _together(later)
-    if not together:
-        movers = []
+    if window is not None and not together:
+        window, movers = None, []
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train)
     graph = _graph_arrays(calls, edges, train, rules)
@@ -262,6 +264,7 @@ def build_bounds(
     relaxation = Relaxation(
         num_calls=calls,
         num_tasks=tasks,
+        has_windows=window is not None,
         num_together=len(together),
         most_packed=_packed(calls),
         num_ends=len(graph["ends"]),
