@@ -47,7 +47,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._batches = batches
         self._transfers = transfers
         self._weights = weights
-        self._job_id = ""
+        self._job_id = self._run_id = ""
         self._reward: RewardFunction | None = None
         self._rollouts: JobRollouts | None = None
         self._changing = asyncio.Lock()
@@ -74,7 +74,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 data=DataSource(tokenizer),
                 reward=self._reward,
             )
-            self._job_id = request.job_id
+            self._job_id, self._run_id = request.job_id, request.run_id
         return pb.StartJobResponse()
 
     async def Generate(
@@ -108,7 +108,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def EndJob(self, request: pb.EndJobRequest, context: Any) -> pb.EndJobResponse:
         async with self._changing:
-            if request.job_id == self._job_id:
+            if request.job_id == self._job_id and request.run_id in ("", self._run_id):
                 await self._end()
         return pb.EndJobResponse()
 

@@ -31,7 +31,6 @@ class WeightReceiver:
             device: global id of the device of this rank; None where it is not known.
         """
         self._parameters = dict(parameters)
-        self._shadow = ShadowParameters(self._parameters)
         where = next(iter(self._parameters.values())).device
         self._endpoint = TransferEndpoint(
             transfer_host,
@@ -39,6 +38,7 @@ class WeightReceiver:
             device=device,
             cuda_device=where if where.type == "cuda" else None,
         )
+        self._shadow = ShadowParameters(self._parameters, self._endpoint.allocate)
 
     def specs(self) -> dict[str, ParameterSpec]:
         """Local shape and element type of each parameter by name."""
@@ -56,7 +56,8 @@ class WeightReceiver:
         try:
             return self._endpoint.run(session, program, {}, destination)
         except BaseException:
-            self._shadow.abort()
+            # A sender that still writes shall do so where nobody reads any more.
+            self._shadow.release()
             raise
 
     def commit(self) -> None:

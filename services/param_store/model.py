@@ -50,6 +50,8 @@ class Model:
     head: Head
     layouts: tuple[PlacedLayout, ...]
     """First the one that trains, then the others."""
+    run_id: str = ""
+    """Start of the job that registered it."""
 
     @property
     def source(self) -> PlacedLayout:

@@ -86,8 +86,14 @@ class Reallocator:
                 "param-store leads no more"
             ) from None
 
-    async def release(self, job_id: str) -> None:
-        """End the reallocations of a job; forget its models and all about them."""
+    async def release(self, job_id: str, run_id: str = "") -> None:
+        """End the reallocations of a job; forget its models and all about them.
+
+        Args:
+            run_id: only where the models are of this start of the job; empty for any.
+        """
+        if run_id and any(each.run_id != run_id for each in await self._registry.list(job_id)):
+            return
         await _end(each.task for key, each in self._running.items() if key[0] == job_id)
         self._transactions.release(job_id)
         await self._records.release(job_id)

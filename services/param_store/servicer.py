@@ -94,7 +94,7 @@ class ParamStoreServicer(param_store_pb2_grpc.ParamStoreServiceServicer):
                 request, timeout=context.time_remaining()
             )
             return released
-        await leader.release(request.job_id)
+        await leader.release(request.job_id, request.run_id)
         return pb.ReleaseJobResponse()
 
     async def _leader(self) -> Any:

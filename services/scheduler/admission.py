@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from realloc.core.checkpoint_folder import CheckpointFolder
+from realloc.core.confinement import lies_below
 from realloc.core.data_file import DataFile, checked_folder
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
@@ -53,11 +54,18 @@ class Admission:
         return next(model for model in self.models if model.model_id == "actor")
 
 
-def admit(experiment: Experiment, cluster: Cluster, *, reward_roots: Sequence[Path]) -> Admission:
+def admit(
+    experiment: Experiment,
+    cluster: Cluster,
+    *,
+    reward_roots: Sequence[Path],
+    output_roots: Sequence[Path] = (),
+) -> Admission:
     """Check everything that can be checked without a device.
 
     Args:
         reward_roots: folders that reward functions may lie in.
+        output_roots: folders that outputs and checkpoints may lie in; empty for any.
 
     Raises:
         InvalidInput: all problems, each with the path of its field.
@@ -73,6 +81,7 @@ def admit(experiment: Experiment, cluster: Cluster, *, reward_roots: Sequence[Pa
         with problems.under(""):
             models.append(_admit_model(experiment, model.model_id, model.head, model.trains))
     problems.found += _pin_problems(experiment, graph, cluster)
+    problems.found += _stray_folders(experiment, output_roots)
     problems.found += _checkpoint_problems(experiment, models)
     required = ("prompt", "completion") if experiment.algorithm == "sft" else ("prompt",)
     data = problems.collect(
@@ -171,6 +180,18 @@ def _model_settings(experiment: Experiment, model_id: str) -> tuple[str, ModelSe
     field = "reward_model" if model_id == "reward" else model_id
     settings: ModelSettings | None = getattr(experiment, field)
     return (field, settings) if settings is not None else ("actor", experiment.actor)
+
+
+def _stray_folders(experiment: Experiment, roots: Sequence[Path]) -> Iterator[Problem]:
+    """What a job would write outside the folders that it may write into."""
+    given = {"output": experiment.output, "checkpoint.folder": experiment.checkpoint.folder}
+    for field, folder in given.items():
+        if folder and roots and not lies_below(Path(folder), roots):
+            yield Problem(
+                field,
+                f"{folder} lies outside the folders that jobs may write into: "
+                f"{', '.join(map(str, roots))}",
+            )
 
 
 def _checkpoint_problems(

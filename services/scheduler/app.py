@@ -22,7 +22,6 @@ from realloc.rpc.server import App
 from realloc.security.tls import peer_security
 from realloc.security.tokens import TokenFile
 from realloc.shard.registration import registration
-from services.scheduler.admission import admit
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.dispatcher import Dispatcher, DispatcherSettings
 from services.scheduler.job_store import JobStore
@@ -45,6 +44,7 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
             device_memory_bytes=config.device_memory_bytes,
         ),
         reward_roots=tuple(Path(root) for root in config.reward_roots),
+        output_roots=tuple(Path(root) for root in config.output_roots),
         search_seconds=config.search_seconds,
         member_timeout_seconds=config.member_timeout_seconds,
         recovery_timeout_seconds=config.recovery_timeout_seconds,
@@ -57,9 +57,7 @@ async def build(config: SchedulerConfig) -> AsyncIterator[App]:
         measurements = JobMeasurements(jobs)
         observe_cluster(members, settings.cluster, measurements)
         led = asyncio.create_task(_lead(store, members, settings, config, measurements))
-        resumption = Resumption(
-            jobs, partial(admit, cluster=settings.cluster, reward_roots=settings.reward_roots)
-        )
+        resumption = Resumption(jobs, settings.admit)
         servicer = SchedulerServicer(jobs, resumption, config.trace_dir)
 
         async def draining() -> None:

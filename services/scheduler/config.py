@@ -23,6 +23,9 @@ class SchedulerConfig(ServiceConfig):
     """Memory of one device."""
     reward_roots: tuple[str, ...] = (".",)
     """Folders that reward functions may lie in."""
+    output_roots: tuple[str, ...] = ()
+    """Folders that jobs may write outputs and checkpoints into; empty allows every folder that
+    the processes may write."""
     search_seconds: float = 5.0
     """Longest search for a plan."""
     pause_seconds: float = 0.0

@@ -56,12 +56,23 @@ class DispatcherSettings:
     cluster: Cluster
     reward_roots: tuple[Path, ...]
     """Folders that reward functions may lie in."""
+    output_roots: tuple[Path, ...] = ()
+    """Folders that jobs may write into; empty for any."""
     search_seconds: float
     """Longest plan search."""
     member_timeout_seconds: float
     """Longest wait for the processes of a job's devices."""
     recovery_timeout_seconds: float
     """Longest wait for them where a job has lost one."""
+
+    def admit(self, experiment: Experiment) -> Admission:
+        """Check an experiment; see `services.scheduler.admission.admit`."""
+        return admit(
+            experiment,
+            self.cluster,
+            reward_roots=self.reward_roots,
+            output_roots=self.output_roots,
+        )
 
 
 class Dispatcher:
@@ -289,9 +300,7 @@ class Dispatcher:
         )
 
     async def _admit(self, experiment: Experiment) -> Admission:
-        return await asyncio.to_thread(
-            admit, experiment, self._settings.cluster, reward_roots=self._settings.reward_roots
-        )
+        return await asyncio.to_thread(self._settings.admit, experiment)
 
     async def _plan(self, admission: Admission) -> ExecutionPlan:
         seconds = self._settings.member_timeout_seconds

@@ -102,6 +102,7 @@ class JobSetup:
             max_model_len=actor.architecture.max_position_embeddings,
             dtype=self._experiment.dtype,
             seed=self._experiment.seed,
+            run_id=self._run_id,
             reward=to_proto(self._experiment.reward, types_pb2.RewardSettings),
         )
         return [
@@ -173,6 +174,7 @@ class JobSetup:
                 model_id=model.model_id,
                 hf_config=model.hf_config,
                 head=types_pb2.Head.Value(f"HEAD_{model.architecture.head.name}"),
+                run_id=self._run_id,
                 layouts=[
                     param_store_pb2.PlacedLayout(
                         layout=to_proto(layout, types_pb2.Layout),

@@ -222,12 +222,14 @@ class JobRunner:
             ),
             *(
                 shard.generation.EndJob(
-                    generation_pb2.EndJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+                    generation_pb2.EndJobRequest(job_id=self._job_id, run_id=self._run_id),
+                    timeout=_END_SECONDS,
                 )
                 for shard in self._shards.generators.values()
             ),
             self._shards.param_store.ReleaseJob(
-                param_store_pb2.ReleaseJobRequest(job_id=self._job_id), timeout=_END_SECONDS
+                param_store_pb2.ReleaseJobRequest(job_id=self._job_id, run_id=self._run_id),
+                timeout=_END_SECONDS,
             ),
             return_exceptions=True,
         )

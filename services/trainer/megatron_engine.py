@@ -180,12 +180,12 @@ class MegatronEngine:
                 that saw it, `Unavailable` on the others. No model has been touched then.
         """
         job = self._running()
-        state = SavedState(checkpoint)
-        self._agree(lambda: state.verify(job.world.rank, len(job.world.devices)))
-        for model_id, model in job.models.items():
-            if model.optimizer is not None:
-                restore_model(model_id, model, state)
-        random_state = state.random_state(job.world.rank)
+        with closing(SavedState(checkpoint)) as state:
+            self._agree(lambda: state.verify(job.world.rank, len(job.world.devices)))
+            for model_id, model in job.models.items():
+                if model.optimizer is not None:
+                    restore_model(model_id, model, state)
+            random_state = state.random_state(job.world.rank)
         if random_state is not None:
             restore_random_state(random_state, self._device)
 

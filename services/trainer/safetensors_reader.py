@@ -9,7 +9,6 @@ Format: https://huggingface.co/docs/safetensors, "Format".
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,12 @@ class SafetensorsReader:
         self._path = path
         try:
             self._file = path.open("rb", buffering=0)
-            self.tensors = dict(_tensors(self._file.fileno()))
+            header, data = _header(self._file.fileno())
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            size = os.fstat(self._file.fileno()).st_size
+            self.tensors = {
+                name: _stored(name, entry, data, size) for name, entry in header.items()
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput.at("checkpoint", f"{path} cannot be read: {error}") from error
 
@@ -94,15 +98,12 @@ class SafetensorsReader:
             done += got
 
 
-def _tensors(file: int) -> Iterator[tuple[str, StoredTensor]]:
+def _header(file: int) -> tuple[dict[str, Any], int]:
+    """What a file says of itself, and the byte at which its data begin."""
     length = int.from_bytes(os.pread(file, 8, 0), "little")
-    size = os.fstat(file).st_size
-    if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
+    if not 0 < length <= min(os.fstat(file).st_size - 8, _MAX_HEADER_BYTES):
         raise ValueError("it has no header of safetensors")
-    header: dict[str, Any] = json.loads(os.pread(file, length, 8))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, _stored(name, entry, 8 + length, size)
+    return dict(json.loads(os.pread(file, length, 8))), 8 + length
 
 
 def _stored(name: str, entry: dict[str, Any], data: int, size: int) -> StoredTensor:

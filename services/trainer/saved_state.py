@@ -6,16 +6,15 @@ Reading starts from the rectangles that a rank wants, so the layout may be anoth
 import base64
 import hashlib
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from realloc.core.checkpoint_folder import Checkpoint
 from realloc.core.errors import InvalidInput
 from realloc.reallocation.families import CanonicalTensor
 from services.trainer.pieces import parse_piece_name
+from services.trainer.safetensors_reader import SafetensorsReader
 from services.trainer.snapshot import RANDOM_STATE
 from services.trainer.weights import Box
 
@@ -26,7 +25,7 @@ class SavedState:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._path = checkpoint.path
         self.manifest = checkpoint.manifest
-        self._files: dict[int, _OpenFile] = {}
+        self._files: dict[int, _PiecesFile] = {}
 
     def verify(self, rank: int, num_ranks: int) -> None:
         """Compare the content of this rank's share of the files with their digests.
@@ -68,29 +67,28 @@ class SavedState:
         """What a rank's generator was at; None where the world had no such rank."""
         if rank >= len(self.manifest.files):
             return None
-        return base64.b64decode(self._file(rank).file.metadata()[RANDOM_STATE])
+        return base64.b64decode(self._file(rank).metadata[RANDOM_STATE])
 
-    def _file(self, number: int) -> "_OpenFile":
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _file(self, number: int) -> "_PiecesFile":
         if number not in self._files:
-            self._files[number] = _OpenFile(self._path / self.manifest.files[number].name)
+            self._files[number] = _PiecesFile(self._path / self.manifest.files[number].name)
         return self._files[number]
 
 
-class _OpenFile:
+class _PiecesFile(SafetensorsReader):
     """One rank's file, and where its pieces lie."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise InvalidInput.at(str(path), f"cannot be read: {error}") from error
 
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, Box]]]:
         found: dict[str, list[tuple[str, Box]]] = {}
-        for name in self.file.keys():  # noqa: SIM118 (no mapping)
+        for name, stored in self.tensors.items():
             tensor, row, col = parse_piece_name(name)
-            rows, cols = self.file.get_slice(name).get_shape()
+            rows, cols = stored.shape
             found.setdefault(tensor, []).append((name, Box(row=row, rows=rows, col=col, cols=cols)))
         return found
 
@@ -102,11 +100,9 @@ class _OpenFile:
             bottom = min(box.row + box.rows, wanted.row + wanted.rows)
             right = min(box.col + box.cols, wanted.col + wanted.cols)
             if top < bottom and left < right:
-                part = self.file.get_slice(name)[
-                    top - box.row : bottom - box.row, left - box.col : right - box.col
-                ]
+                rows, cols = bottom - top, right - left
                 values[
                     top - wanted.row : bottom - wanted.row, left - wanted.col : right - wanted.col
-                ] = part
-                copied += part.numel()
+                ] = self.read(name, top - box.row, rows, left - box.col, cols)
+                copied += rows * cols
         return copied

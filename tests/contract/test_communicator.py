@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from realloc.core.errors import Unavailable
-from realloc.transfer.communicator import Communicator, Memory, Pending
+from realloc.transfer.communicator import Communicator, Memory, Pending, Region
 from tests.support.communicators import NUM_ENDPOINTS, World, make_world
 
 
@@ -112,26 +112,56 @@ def reuse_a_buffer(communicator: Communicator) -> list[int]:
     return found
 
 
-def lend(communicator: Communicator) -> bool:
-    """Endpoint 0 sends to 1 from its own buffers; 1 reads them there, where it can."""
+def send_own_buffers(communicator: Communicator) -> bool:
+    """Endpoint 0 sends 1 parts of buffers that it allocated."""
     found = True
     for number in range(10):
         if communicator.endpoint == 0:
             buffer = communicator.allocate(5000)
             buffer.copy_(content(0, 1, number, 5000))
             communicator.send(buffer[1000:], peer=1, round=number).wait(TIMEOUT)
-        if communicator.endpoint == 1 and communicator.memory(0) is not Memory.ANY:
-            borrowed = communicator.borrow(4000, peer=0, round=number)
-            borrowed.wait(TIMEOUT)
-            (region,) = borrowed.message
-            message = region.contiguous().cpu()
-            found &= torch.equal(message, content(0, 1, number, 5000)[1000:])
-            borrowed.release()
         elif communicator.endpoint == 1:
             plain = torch.zeros(4000, dtype=torch.uint8, device=communicator.device)
             communicator.receive(plain, peer=0, round=number).wait(TIMEOUT)
             found &= torch.equal(plain.cpu(), content(0, 1, number, 5000)[1000:])
     return found
+
+
+def region_view(region: Region) -> torch.Tensor:
+    """A region as float32, [rows, cols]."""
+    rows = (region.rows, region.row_bytes // 4)
+    return region.memory.view(torch.float32).as_strided(
+        rows, (region.stride_bytes // 4, 1), region.start // 4
+    )
+
+
+def write_views(communicator: Communicator) -> bool:
+    """Endpoints 1 and 2 lend columns of memory that they allocated; 0 writes there."""
+    values = torch.arange(60_000, dtype=torch.float32).view(300, 200)
+    found = True
+    for number in range(5):
+        if communicator.endpoint == 0:
+            for peer in (1, 2):
+                if communicator.memory(peer) is Memory.LENT:
+                    borrowed = communicator.borrow((300 * 100 + 200) * 4, peer=peer, round=number)
+                    borrowed.wait(TIMEOUT)
+                    columns, row = map(region_view, borrowed.message)
+                    columns.copy_(values[:, 50:150] + number * peer)
+                    row.copy_(values[7:8])
+                    borrowed.release()
+        elif communicator.memory(0) is Memory.LENT:
+            kept = communicator.allocate(values.nbytes).view(torch.float32).view(300, 200)
+            last = communicator.allocate(800).view(torch.float32).view(1, 200)
+            assert communicator.lends(kept)
+            assert not communicator.lends(values)
+            kept.fill_(-1)
+            pending = communicator.lend([kept[:, 50:150], last], peer=0, round=number)
+            pending.wait(TIMEOUT)
+            expected = values + number * communicator.endpoint
+            found &= torch.equal(kept[:, 50:150], expected[:, 50:150])
+            found &= bool((kept[:, :50] == -1).all() and (kept[:, 150:] == -1).all())
+            found &= torch.equal(last, values[7:8])
+    return found and exchange(communicator)
 
 
 def lend_views(communicator: Communicator) -> bool:
@@ -152,13 +182,10 @@ def lend_views(communicator: Communicator) -> bool:
             for region, expected in zip(
                 borrowed.message, (values[:, 50:150], values[7:8]), strict=True
             ):
-                view = region.memory.as_strided(
-                    (region.rows, region.row_bytes), (region.stride_bytes, 1), region.start
-                )
-                found &= torch.equal(view.contiguous().view(torch.float32).cpu(), expected + number)
+                found &= torch.equal(region_view(region).cpu(), expected + number)
             borrowed.release()
             communicator.settle()
-    return found
+    return found and exchange(communicator)
 
 
 def fill_the_window(communicator: Communicator) -> bool:
@@ -254,14 +281,21 @@ def test_a_buffer_is_free_after_its_wait(world: World) -> None:
     assert world.run(reuse_a_buffer)[2] == list(range(20))
 
 
-def test_own_buffers_are_sent_and_read_in_place(world: World) -> None:
-    """Parts of buffers of `allocate` arrive, borrowed where memory is lent."""
-    assert all(world.run(lend))
+def test_parts_of_own_buffers_are_sent(world: World) -> None:
+    """Parts of buffers of `allocate` arrive, each allocated anew."""
+    assert all(world.run(send_own_buffers))
 
 
 def test_open_memory_is_read_where_it_is(world: World) -> None:
-    """Strided views of memory that the sender keeps are read in place, by several peers."""
+    """Strided views of memory that the sender keeps are read in place, by several peers; then
+    messages go as before."""
     assert all(world.run(lend_views))
+
+
+def test_lent_memory_is_written_where_it_is(world: World) -> None:
+    """Strided views of memory that receivers allocated are filled by the sender, and nothing
+    beside them; ordinary memory is not lent; then messages go as before."""
+    assert all(world.run(write_views))
 
 
 def test_as_many_operations_as_promised_are_in_flight(world: World) -> None:

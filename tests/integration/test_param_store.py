@@ -312,6 +312,23 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
     run(scenario())
 
 
+def test_a_start_that_was_replaced_releases_nothing() -> None:
+    """Models of a later start stay; its own release, and one of any start, end them."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            for run_id in ("second", ""):
+                await held.reallocator.release("job")
+                await held.registry.register(replace(MODEL, run_id="second"))
+                await held.reallocator.release("job", "first")
+                (kept,) = await held.registry.list("job")
+                assert kept.run_id == "second"
+                await held.reallocator.release("job", run_id)
+                assert await held.registry.list("job") == ()
+
+    run(scenario())
+
+
 def test_weights_stand_still_while_they_move_and_other_models_do_not_wait() -> None:
     """A call that trains the model waits for the transfer; one of another model goes on."""
 

@@ -29,14 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--links", type=Path, help="what realloc doctor --links measured, instead of a preset's"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="time of the search")
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="longest time of the search (default: 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
     parser.add_argument("--searcher", default="default", choices=SEARCHERS)
     parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt")
     parser.add_argument(
-        "--response-tokens", type=float, default=0.0, help="mean tokens of a response"
+        "--response-tokens",
+        type=float,
+        default=0.0,
+        help="mean tokens of a response (default: the most)",
     )
-    parser.add_argument("--staleness", type=int, default=0, help="versions generation may lag")
+    parser.add_argument(
+        "--staleness",
+        type=int,
+        default=0,
+        help="versions that generation may lag behind (default: 0)",
+    )
     _add_constraints(parser)
     parser.add_argument(
         "--objective",

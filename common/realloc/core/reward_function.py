@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from realloc.core.confinement import lies_below
 from realloc.core.errors import InvalidInput
 
 ARGUMENTS = ("prompt", "response", "ground_truth")
@@ -59,7 +60,7 @@ def _confined(given: str, roots: Sequence[Path], field: str) -> Path:
     allowed = [root.resolve() for root in roots]
     # Joining an absolute path to a root gives the absolute path itself.
     candidates = [(root / given).resolve() for root in allowed]
-    inside = [path for path in candidates if any(path.is_relative_to(root) for root in allowed)]
+    inside = [path for path in candidates if lies_below(path, allowed)]
     if not inside:
         raise InvalidInput.at(field, f"{given} lies outside the folders that are allowed")
     for path in inside:

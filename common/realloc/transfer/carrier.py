@@ -38,7 +38,7 @@ class InFlight:
     elements: tuple[torch.Tensor, ...] = ()
     """The chunk as it moves, in parts of a buffer each; empty where it is lent as it is."""
     borrowed: Borrowed | None = None
-    """The receive as such where it is read in the sender's memory."""
+    """The operation as such where it is done in the peer's memory."""
 
 
 class Carrier:
@@ -62,6 +62,7 @@ class Carrier:
         self._ledger = ledger
         self._chunk_elements = staging.chunk_bytes // dtype.itemsize
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
+        self._lends = destination.all_of(dtype) and all(map(communicator.lends, destination.used))
 
     def runs(self, direction: Direction, stream: Stream, least: int) -> Int64:
         """Begin and end of the runs of a stream that may move as they are, [runs, 2]."""
@@ -71,7 +72,8 @@ class Carrier:
 
     def buffers_for(self, chunk: Chunk) -> int:
         """Most staging buffers that a chunk takes."""
-        if self._plain and self._communicator.memory(chunk.peer) is Memory.OPEN:
+        lent = self._communicator.memory(chunk.peer) is not Memory.ANY
+        if lent and self._plain and (self._lends or chunk.direction is Direction.SEND):
             return 0
         return -(-chunk.num_elements // self._chunk_elements)
 
@@ -86,7 +88,7 @@ class Carrier:
 
     def started(self, item: InFlight) -> None:
         """Enter what was sent into the ledger."""
-        if item.chunk.direction is Direction.SEND:
+        if item.chunk.direction is Direction.SEND and item.borrowed is None:
             for part, moved in self._parts(item.chunk, item.elements):
                 self._ledger.sent(part, moved)
 
@@ -98,6 +100,8 @@ class Carrier:
         """
         if done.chunk.direction is Direction.RECEIVE:
             self._put_in_place(done)
+        elif done.borrowed is not None:
+            self._write(done, done.borrowed)
         for buffer in done.buffers:
             self._staging.give_back(buffer)
 
@@ -128,8 +132,21 @@ class Carrier:
         if memory is Memory.OPEN:
             return self._start_loan(chunk, pieces)
         buffers: tuple[torch.Tensor, ...] = ()
+        if memory is Memory.LENT:
+            casts: tuple[torch.Tensor, ...] = ()
+            if not self._source.all_of(self._dtype):
+                buffers, casts = self._take_buffers(chunk)
+            borrowed = self._communicator.borrow(self._size(chunk), peer=peer, round=round_)
+            return InFlight(
+                chunk=chunk,
+                pieces=pieces,
+                pending=borrowed,
+                buffers=buffers,
+                elements=casts,
+                borrowed=borrowed,
+            )
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None or memory is Memory.LENT:
+        if elements is None:
             buffers = (self._staging.take(),)
             elements = self._elements_of(buffers[0], chunk)
             self._source.pack(pieces, elements)
@@ -156,47 +173,63 @@ class Carrier:
         )
 
     def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
-        """Receive into the parameter, or to be unpacked from where the sender has it."""
+        """Receive into the parameter, or to be unpacked from where it lies then."""
         peer, round_ = chunk.peer, chunk.round
-        buffers: tuple[torch.Tensor, ...] = ()
         memory = self._communicator.memory(peer)
-        if memory is not Memory.ANY:
-            casts: tuple[torch.Tensor, ...] = ()
-            if memory is Memory.OPEN and not self._destination.all_of(self._dtype):
-                buffers, casts = self._take_buffers(chunk)
-            size_bytes = chunk.num_elements * self._dtype.itemsize
-            borrowed = self._communicator.borrow(size_bytes, peer=peer, round=round_)
+        buffers: tuple[torch.Tensor, ...] = ()
+        elements: tuple[torch.Tensor, ...] = ()
+        if memory is Memory.OPEN:
+            if not self._destination.all_of(self._dtype):
+                buffers, elements = self._take_buffers(chunk)
+            borrowed = self._communicator.borrow(self._size(chunk), peer=peer, round=round_)
             return InFlight(
                 chunk=chunk,
                 pieces=pieces,
                 pending=borrowed,
                 buffers=buffers,
-                elements=casts,
+                elements=elements,
                 borrowed=borrowed,
             )
-        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
-        if elements is None:
-            buffers = (self._staging.take(),)
-            elements = self._elements_of(buffers[0], chunk)
-        pending = self._communicator.receive(elements, peer=peer, round=round_)
+        if memory is Memory.LENT and self._lends:
+            views = [self._destination.strip(piece).view() for piece in pieces]
+        else:
+            direct = self._destination.direct(pieces, self._dtype, self._communicator.device)
+            if direct is None or memory is Memory.LENT:
+                buffers, elements = self._take_buffers(chunk)
+            else:
+                elements = (direct,)
+            views = [element.view(1, -1) for element in elements]
+        if memory is Memory.LENT:
+            pending = self._communicator.lend(views, peer=peer, round=round_)
+        else:
+            pending = self._communicator.receive(elements[0], peer=peer, round=round_)
         return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
+            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
         )
+
+    def _write(self, done: InFlight, borrowed: Borrowed) -> None:
+        """Copy a chunk into the memory that its receiver lent."""
+        target = [_strip_of(region, self._dtype) for region in borrowed.message]
+        if not done.elements:
+            copy_matched(target, map(self._source.strip, done.pieces))
+        for part, moved in self._parts(done.chunk, done.elements):
+            if moved is not None:
+                self._source.pack(part.pieces(), moved)
+            self._ledger.sent(part, moved)
+        if done.elements:
+            copy_matched(target, map(_run, done.elements))
+        borrowed.release()
 
     def _put_in_place(self, done: InFlight) -> None:
         """Copy to where the pieces lie, if need be, and enter into the ledger."""
-        elements = done.elements
         if done.borrowed is not None:
             source = [_strip_of(region, self._dtype) for region in done.borrowed.message]
-            if self._destination.all_of(self._dtype):
-                copy_matched(map(self._destination.strip, done.pieces), source)
-            elif done.buffers:
-                copy_matched([_run(cast) for cast in elements], source)
+            if done.elements:
+                copy_matched(map(_run, done.elements), source)
             else:
-                (whole,) = source
-                elements = (whole.view().view(-1),)
-        for part, moved in self._parts(done.chunk, elements):
-            if moved is not None and (done.buffers or done.borrowed is not None):
+                copy_matched(map(self._destination.strip, done.pieces), source)
+        for part, moved in self._parts(done.chunk, done.elements):
+            if moved is not None and done.buffers:
                 self._destination.unpack(part.pieces(), moved)
             self._ledger.received(part, moved)
         if done.borrowed is not None:
@@ -216,6 +249,9 @@ class Carrier:
         parts = list(chunk.cut(self._chunk_elements))
         buffers = tuple(self._staging.take() for _ in parts)
         return buffers, tuple(map(self._elements_of, buffers, parts))
+
+    def _size(self, chunk: Chunk) -> int:
+        return chunk.num_elements * self._dtype.itemsize
 
     def _elements_of(self, buffer: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         return buffer.view(self._dtype)[: chunk.num_elements]

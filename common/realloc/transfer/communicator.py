@@ -35,8 +35,8 @@ class Memory(Enum):
     """How a communicator reaches a peer, and what that means for the caller's buffers."""
 
     ANY = "moves any contiguous buffer as it is"
-    LENT = "moves buffers of `allocate`; the receiver may read them in place with `borrow`"
-    OPEN = "as LENT; with `lend` the receiver may read any device memory of the sender in place"
+    LENT = "the receiver lends memory of `allocate`, and the sender writes there"
+    OPEN = "the sender lends any memory of its device, and the receiver reads there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +95,15 @@ class Region:
 
 
 class Borrowed(Pending, Protocol):
-    """A receive that is read where the sender has it."""
+    """An operation that is done in the peer's memory: its bytes are read or written there."""
 
     @property
     def message(self) -> tuple[Region, ...]:
-        """Where the bytes lie, in order, from the wait to the release."""
+        """Where the bytes lie, or go, in order, from the wait to the release."""
         ...
 
     def release(self) -> None:
-        """Give the memory back to its sender, at the latest in the next wait or `settle`."""
+        """Give the memory back to the peer, at the latest in the next wait or `settle`."""
         ...
 
 
@@ -141,6 +141,10 @@ class Communicator(Protocol):
         """A uint8 buffer that this communicator moves without a copy of its own."""
         ...
 
+    def lends(self, memory: torch.Tensor) -> bool:
+        """Whether `lend` takes views of this memory."""
+        ...
+
     def group(self) -> AbstractContextManager[None]:
         """Operations started inside begin together when the context ends (NCCL)."""
         ...
@@ -150,7 +154,7 @@ class Communicator(Protocol):
         ...
 
     def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> Pending:
-        """Start sending device memory that the peer reads in place (`Memory.OPEN`).
+        """Start a send that the peer reads in place (OPEN), or a receive that it writes (LENT).
 
         Args:
             views: [rows, cols] each, rows without gaps; one message in this order. No work on
@@ -163,7 +167,8 @@ class Communicator(Protocol):
         ...
 
     def borrow(self, size_bytes: int, *, peer: int, round: int) -> Borrowed:
-        """Start receiving a message that is read in the sender's memory (LENT, OPEN)."""
+        """Start the other half: a receive that is read in the sender's memory (OPEN), or a
+        send that is written into the receiver's (LENT)."""
         ...
 
     def settle(self) -> None:

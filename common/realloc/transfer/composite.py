@@ -55,6 +55,9 @@ class CompositeCommunicator:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return self._staging.allocate(size_bytes)
 
+    def lends(self, memory: torch.Tensor) -> bool:
+        return self._staging.lends(memory)
+
     def group(self) -> AbstractContextManager[None]:
         return self._group()
 

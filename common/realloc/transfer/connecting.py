@@ -14,7 +14,7 @@ from realloc.transfer.composite import CompositeCommunicator
 from realloc.transfer.cuda_ipc import connect_cuda_ipc
 from realloc.transfer.gloo import GlooCommunicator
 from realloc.transfer.nccl import NcclCommunicator
-from realloc.transfer.shared_memory import connect_shared_memory
+from realloc.transfer.shared_memory import SharedMemorySegments, connect_shared_memory
 
 
 def connect_cpu(
@@ -26,12 +26,14 @@ def connect_cpu(
     host: str,
     place: str,
     timeout_seconds: float,
+    segments: SharedMemorySegments | None = None,
 ) -> Communicator:
     """Connect parameters in host memory: shared memory within a place, gloo between places.
 
     Args:
         place: endpoints that name the same place share memory (see `device_place`); an
             empty one shares with nobody.
+        segments: as `connect_shared_memory` takes them.
 
     Raises:
         Unavailable: not all endpoints came within the time.
@@ -62,6 +64,7 @@ def connect_cpu(
         num_endpoints=num_endpoints,
         peers=near,
         timeout_seconds=timeout_seconds,
+        segments=segments,
     )
     if network is None:
         return shared

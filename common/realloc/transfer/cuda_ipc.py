@@ -44,10 +44,13 @@ class CudaSegments:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
 
-    def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
+    def lends(self, memory: torch.Tensor) -> bool:
+        return memory.device.type == self._device.type
+
+    def export(self, memory: torch.Tensor) -> tuple[bytes, int | None]:
         # torch counts who has a segment open: memory that its owner frees meanwhile is kept
         # until the last of them has let go of it.
-        _, *rest = segment.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]  # not in torch's stub
+        _, *rest = memory.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]  # not in torch's stub
         fields = [{"hex": field.hex()} if isinstance(field, bytes) else field for field in rest]
         return json.dumps({"device": device_uuid(self._device), "handle": fields}).encode(), None
 

@@ -16,6 +16,7 @@ from realloc.transfer.communicator import Communicator, Memory
 from realloc.transfer.connecting import connect_cpu, connect_cuda, device_place
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.rendezvous import TransferStore, connect_store
+from realloc.transfer.shared_memory import SharedMemorySegments
 from realloc.transfer.staging import (
     CUDA_CHUNK_BYTES,
     DEFAULT_CHUNK_BYTES,
@@ -69,9 +70,10 @@ class TransferEndpoint:
         self.name = name
         self._host = host
         self._cuda_device = cuda_device
-        self._place = "" if device is None else device_place(device)
+        self._place = "" if device is None or cuda_device is not None else device_place(device)
         self._staging_bytes = staging_bytes
         self._max_groups = max_groups
+        self._segments = SharedMemorySegments()
         self._store = TransferStore(host)
         self._connections: OrderedDict[str, Connection] = OrderedDict()
 
@@ -88,6 +90,13 @@ class TransferEndpoint:
     def group_ids(self) -> tuple[str, ...]:
         """Groups that are connected, the least recently used first."""
         return tuple(self._connections)
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        """Memory for parameters to be written, uint8 [size_bytes]: other processes of the device
+        can write there themselves."""
+        if self._place:
+            return self._segments.allocate(size_bytes)
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self._cuda_device)
 
     def connect(self, session: TransferSession, endpoint: int) -> Connection:
         """Join the session's group; all its endpoints do this at the same time.
@@ -198,4 +207,5 @@ class TransferEndpoint:
             host=self._host,
             place=self._place,
             timeout_seconds=session.timeout_seconds,
+            segments=self._segments,
         )

@@ -1,11 +1,12 @@
 """Endpoints that lend each other memory: what shared memory and CUDA IPC have in common.
 
-A sender puts a message into a segment of its own, which the receiver has opened, and offers
-it; the receiver reads it there and gives it back. So a message is copied once by each side
-(into the segment, out of it), both at the same time for different chunks, and nothing else
-touches it.
+One side of a message lends memory, which the other has opened: it offers a part, the other
+reads or writes there and gives it back. On a GPU, where all memory can be opened, the sender
+lends its parameters. On a CPU only segments can be opened, so the receiver lends: its shadow
+parameters are segments (`realloc.transfer.shadow`). Either way each byte is copied once.
 """
 
+import itertools
 import os
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Direction, Memory, Operation, Region
-from realloc.transfer.links import Link, LinkClosed, Offer, OfferedPart
+from realloc.transfer.links import Link, LinkClosed, Offer, OfferedPart, Use
 
 MAX_OPERATIONS = 256
 
@@ -45,10 +46,14 @@ class Segments(Protocol):
         ...
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
-        """A new segment, uint8 [size_bytes]."""
+        """A new segment or a part of one, uint8 [size_bytes]."""
         ...
 
-    def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
+    def lends(self, memory: torch.Tensor) -> bool:
+        """Whether `export` takes it."""
+        ...
+
+    def export(self, memory: torch.Tensor) -> tuple[bytes, int | None]:
         """What opens the whole allocation of a tensor elsewhere: a description, and a file that
         goes with it."""
         ...
@@ -64,32 +69,41 @@ class Segments(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Loan:
-    """A message on its way; a sender's or a receiver's view of it. See `Pending`."""
+    """Memory of this endpoint that a peer uses; see `Pending`."""
 
     operation: Operation
     owner: "LendingCommunicator" = field(repr=False)
     number: int
-    """Of the messages of this pair and direction."""
-    buffer: torch.Tensor | None
-    """Receives: where the message goes; None when it is read in the peer's segment."""
-    message: tuple[Region, ...] = ()
-    """Receives: the message in the peer's segments, after the wait."""
-    bounced: int | None = None
-    """Sends: the segment that the message was copied into."""
+    """Of the offers to this peer."""
+    bounced: torch.Tensor | None = None
+    """The segment that a message was copied into, if its memory could not be lent."""
 
     def wait(self, timeout_seconds: float) -> None:
-        if self.operation.direction is Direction.SEND:
-            self.owner.finish_send(self, timeout_seconds)
-        else:
-            self.owner.finish_receive(self, timeout_seconds)
+        self.owner.finish_loan(self, timeout_seconds)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PeerLoan:
+    """Memory of a peer that this endpoint uses; see `Borrowed`."""
+
+    operation: Operation
+    owner: "LendingCommunicator" = field(repr=False)
+    use: Use
+    buffer: torch.Tensor | None = None
+    """Where the message goes; None when the caller reads or writes it in the peer's memory."""
+    number: int = -1
+    """Of the peer's offers, after the wait."""
+    message: tuple[Region, ...] = ()
+
+    def wait(self, timeout_seconds: float) -> None:
+        self.owner.await_offer(self, timeout_seconds)
 
     def release(self) -> None:
-        """Receives without a buffer: give the message back to its sender."""
         self.owner.give_back(self)
 
 
 class LendingCommunicator:
-    """See `Communicator`. Sends from buffers of `allocate` are not copied."""
+    """See `Communicator`. Sends from memory that can be lent are not copied."""
 
     def __init__(
         self,
@@ -105,15 +119,13 @@ class LendingCommunicator:
         self._links = dict(links)
         self._segments = segments
         self._device = device
-        self._num_segments = 0
-        self._own: dict[int, torch.Tensor] = {}
+        self._numbers = itertools.count()
         self._adopted: dict[int, tuple[int, StorageWeakRef]] = {}
         self._shown: set[tuple[int, int]] = set()
         self._opened: dict[tuple[int, int], torch.Tensor] = {}
-        self._spare: list[int] = []
-        self._sent: dict[int, int] = {}
-        self._received: dict[int, int] = {}
-        self._released: deque[tuple[Fence, Loan]] = deque()
+        self._spare: list[torch.Tensor] = []
+        self._offered = dict.fromkeys(links, 0)
+        self._released: deque[tuple[Fence, PeerLoan]] = deque()
 
     @property
     def endpoint(self) -> int:
@@ -142,76 +154,51 @@ class LendingCommunicator:
         return nullcontext()
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
-        segment = self._segments.allocate(size_bytes)
-        self._own[self._new_number()] = segment
-        return segment
+        return self._segments.allocate(size_bytes)
+
+    def lends(self, memory: torch.Tensor) -> bool:
+        return self._segments.lends(memory)
 
     def send(self, buffer: torch.Tensor, *, peer: int, round: int) -> Loan:
-        segment, offset, bounced = self._place(buffer)
+        bounced = None
+        if not self.lends(buffer):
+            bounced = self._bounce(buffer)
+            buffer = bounced[: buffer.nbytes]
         self._return_finished()
         if (fence := self._segments.fence()) is not None:
             fence.wait()  # the peer reads as soon as it knows
-        part = self._part(
-            segment, self._own[segment], peer, offset, rows=1, row_bytes=buffer.nbytes, stride=0
-        )
-        return self._offer((part,), peer, round, bounced)
+        operation = self._operation(Direction.SEND, buffer.nbytes, peer, round)
+        loan = self._offer(operation, Use.READ, [buffer.view(1, -1)])
+        loan.bounced = bounced
+        return loan
+
+    def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> PeerLoan:
+        operation = self._operation(Direction.RECEIVE, buffer.nbytes, peer, round)
+        self._link(operation)
+        return PeerLoan(operation=operation, owner=self, use=Use.READ, buffer=buffer)
 
     def lend(self, views: Sequence[torch.Tensor], *, peer: int, round: int) -> Loan:
         self._return_finished()
-        parts = []
-        for view in views:
-            segment = self._adopt(view)
-            offset = view.data_ptr() - view.untyped_storage().data_ptr()
-            rows, cols = view.shape
-            stride = view.stride(0) * view.itemsize
-            parts.append(
-                self._part(segment, view, peer, offset, rows, cols * view.itemsize, stride)
-            )
-        return self._offer(tuple(parts), peer, round, None)
-
-    def _part(
-        self,
-        segment: int,
-        memory: torch.Tensor,
-        peer: int,
-        offset: int,
-        rows: int,
-        row_bytes: int,
-        stride: int,
-    ) -> OfferedPart:
-        """A rectangle of a segment, with what opens it if the peer has not done so yet."""
-        description, descriptor = b"", None
-        if (peer, segment) not in self._shown:
-            description, descriptor = self._segments.export(memory)
-            self._shown.add((peer, segment))
-        return OfferedPart(
-            segment=segment,
-            offset=offset,
-            rows=rows,
-            row_bytes=row_bytes,
-            stride_bytes=stride,
-            description=description,
-            descriptor=descriptor,
+        size_bytes = sum(view.nbytes for view in views)
+        direction, use = (
+            (Direction.SEND, Use.READ)
+            if self._segments.memory is Memory.OPEN
+            else (Direction.RECEIVE, Use.WRITE)
         )
+        return self._offer(self._operation(direction, size_bytes, peer, round), use, views)
 
-    def _offer(self, offer: Offer, peer: int, round: int, bounced: int | None) -> Loan:
-        size_bytes = sum(part.size_bytes for part in offer)
-        operation = self._operation(Direction.SEND, size_bytes, peer, round)
-        try:
-            self._link(operation).offer(offer)
-        except LinkClosed as error:
-            raise operation.failed(error) from error
-        number = self._sent[peer] = self._sent.get(peer, -1) + 1
-        return Loan(operation=operation, owner=self, number=number, buffer=None, bounced=bounced)
+    def borrow(self, size_bytes: int, *, peer: int, round: int) -> PeerLoan:
+        direction, use = (
+            (Direction.RECEIVE, Use.READ)
+            if self._segments.memory is Memory.OPEN
+            else (Direction.SEND, Use.WRITE)
+        )
+        operation = self._operation(direction, size_bytes, peer, round)
+        self._link(operation)
+        return PeerLoan(operation=operation, owner=self, use=use)
 
-    def receive(self, buffer: torch.Tensor, *, peer: int, round: int) -> Loan:
-        return self._receive(buffer, buffer.nbytes, peer, round)
-
-    def borrow(self, size_bytes: int, *, peer: int, round: int) -> Loan:
-        return self._receive(None, size_bytes, peer, round)
-
-    def finish_send(self, loan: Loan, timeout_seconds: float) -> None:
-        """Wait until the peer has given the message back."""
+    def finish_loan(self, loan: Loan, timeout_seconds: float) -> None:
+        """Wait until the peer has given the memory back."""
         link = self._link(loan.operation)
         self.settle()
         try:
@@ -223,31 +210,31 @@ class LendingCommunicator:
         if loan.bounced is not None:
             self._spare.append(loan.bounced)
 
-    def finish_receive(self, loan: Loan, timeout_seconds: float) -> None:
-        """Wait for the peer's offer; copy it out where there is a buffer."""
+    def await_offer(self, loan: PeerLoan, timeout_seconds: float) -> None:
+        """Wait for the peer's memory; copy the message out where there is a buffer."""
         operation = loan.operation
         link = self._link(operation)
         self._return_finished()
         try:
-            offer = link.next_offer(0.0)
+            offer = link.next_offer(loan.use, 0.0)
             if offer is None:  # the peer may be waiting for what was released here
                 self.settle()
-                offer = link.next_offer(time.monotonic() + timeout_seconds)
+                offer = link.next_offer(loan.use, time.monotonic() + timeout_seconds)
         except LinkClosed as error:
             raise operation.failed(error) from error
         if offer is None:
             raise operation.failed(f"timed out after {timeout_seconds:g} s")
-        size_bytes = sum(part.size_bytes for part in offer)
-        loan.message = tuple(self._region(operation.peer, part) for part in offer)
-        if size_bytes != operation.size_bytes:
-            raise operation.failed(f"the peer sent {size_bytes} bytes")
+        loan.number = offer.number
+        loan.message = tuple(self._region(operation.peer, part) for part in offer.parts)
+        if offer.size_bytes != operation.size_bytes:
+            raise operation.failed(f"the peer's half has {offer.size_bytes} bytes")
         if loan.buffer is not None:
             loan.buffer.view(-1).view(torch.uint8).copy_(loan.message[0].contiguous())
             self.give_back(loan)
             self.settle()
 
-    def give_back(self, loan: Loan) -> None:
-        """Tell the sender that its message has been read, once the device has read it."""
+    def give_back(self, loan: PeerLoan) -> None:
+        """Tell the peer that its memory is free, once the device is through with it."""
         loan.message = ()
         fence = self._segments.fence()
         if fence is None:
@@ -268,56 +255,64 @@ class LendingCommunicator:
             link.close()
         self._links.clear()
         self._opened.clear()
-        self._own.clear()
+        self._spare.clear()
         self._adopted.clear()
 
-    def _receive(self, buffer: torch.Tensor | None, size_bytes: int, peer: int, round: int) -> Loan:
-        operation = self._operation(Direction.RECEIVE, size_bytes, peer, round)
-        self._link(operation)
-        number = self._received[peer] = self._received.get(peer, -1) + 1
-        return Loan(operation=operation, owner=self, number=number, buffer=buffer)
+    def _offer(self, operation: Operation, use: Use, views: Sequence[torch.Tensor]) -> Loan:
+        link, peer = self._link(operation), operation.peer
+        number = self._offered[peer]
+        parts = tuple(self._part(view, peer) for view in views)
+        try:
+            link.offer(Offer(number=number, use=use, parts=parts))
+        except LinkClosed as error:
+            raise operation.failed(error) from error
+        self._offered[peer] = number + 1
+        return Loan(operation=operation, owner=self, number=number)
+
+    def _part(self, view: torch.Tensor, peer: int) -> OfferedPart:
+        """A view as the peer finds it, with what opens its segment if it has not done so yet."""
+        segment = self._adopt(view)
+        description, descriptor = b"", None
+        if (peer, segment) not in self._shown:
+            description, descriptor = self._segments.export(view)
+            self._shown.add((peer, segment))
+        rows, cols = view.shape
+        return OfferedPart(
+            segment=segment,
+            offset=view.data_ptr() - view.untyped_storage().data_ptr(),
+            rows=rows,
+            row_bytes=cols * view.itemsize,
+            stride_bytes=view.stride(0) * view.itemsize,
+            description=description,
+            descriptor=descriptor,
+        )
 
     def _return_finished(self) -> None:
         while self._released and self._released[0][0].passed():
             self._return(self._released.popleft()[1])
 
-    def _return(self, loan: Loan) -> None:
+    def _return(self, loan: PeerLoan) -> None:
         try:
             self._link(loan.operation).give_back(loan.number)
         except LinkClosed as error:
             raise loan.operation.failed(error) from error
 
-    def _place(self, buffer: torch.Tensor) -> tuple[int, int, int | None]:
-        """Segment and offset of a buffer; one that lies elsewhere is copied into a segment,
-        whose number comes third."""
-        for index, segment in self._own.items():
-            offset = buffer.data_ptr() - segment.data_ptr()
-            if offset >= 0 and offset + buffer.nbytes <= segment.nbytes:
-                return index, offset, None
-        index = self._bounce_segment(buffer.nbytes)
-        self._own[index][: buffer.nbytes].copy_(buffer.view(-1).view(torch.uint8))
-        return index, 0, index
-
     def _adopt(self, view: torch.Tensor) -> int:
-        """Number of the segment that a caller's allocation is."""
+        """Number of the segment that a view's allocation is."""
         storage = view.untyped_storage()
         index, alive = self._adopted.get(storage.data_ptr(), (0, None))
         if alive is None or alive.expired():  # type: ignore[no-untyped-call]  # torch declares none
-            index, alive = self._new_number(), StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # the same
+            index, alive = next(self._numbers), StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # the same
             self._adopted[storage.data_ptr()] = index, alive
         return index
 
-    def _new_number(self) -> int:
-        self._num_segments += 1
-        return self._num_segments - 1
-
-    def _bounce_segment(self, size_bytes: int) -> int:
-        for index in self._spare:
-            if self._own[index].nbytes >= size_bytes:
-                self._spare.remove(index)
-                return index
-        self.allocate(size_bytes)
-        return self._num_segments - 1
+    def _bounce(self, buffer: torch.Tensor) -> torch.Tensor:
+        """A segment that begins with a copy of a buffer."""
+        fitting = [spare for spare in self._spare if spare.nbytes >= buffer.nbytes]
+        segment = fitting[0] if fitting else self.allocate(buffer.nbytes)
+        self._spare = [spare for spare in self._spare if spare is not segment]
+        segment[: buffer.nbytes].copy_(buffer.view(-1).view(torch.uint8))
+        return segment
 
     def _region(self, peer: int, part: OfferedPart) -> Region:
         if part.description:

@@ -1,9 +1,9 @@
 """Unix sockets between the endpoints of one host, over which they lend each other memory.
 
-Each end sends *offers* (a part of a segment of mine holds the next message) and *returns*
-(I have read that message). An offer of a segment that the peer has not seen yet carries what
-it needs to open it, with a file descriptor where there is one. A socket ends when its process
-does, so a death is noticed at once.
+Each end sends *offers* (here in a segment of mine lies your next message, or here it shall go)
+and *returns* (I have read, or written, what you offered). An offer of a segment that the peer
+has not seen yet carries what it needs to open it, with a file descriptor where there is one. A
+socket ends when its process does, so a death is noticed at once.
 """
 
 import os
@@ -16,13 +16,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 
 from torch.distributed.distributed_c10d import Store
 
 from realloc.core.errors import Unavailable
 
 _HEADER = struct.Struct("<cQI")
-"""Kind, number of a message that is returned, bytes that follow: the parts of an offer."""
+"""Kind, number of an offer, bytes that follow: the parts of an offer."""
+_RETURN = b"R"
 _PART = struct.Struct("<QQQQQHB")
 """Segment, offset, rows, row bytes, stride bytes; bytes of the description that follows, and
 whether a file descriptor comes with it."""
@@ -50,8 +52,26 @@ class OfferedPart:
         return self.rows * self.row_bytes
 
 
-Offer = tuple[OfferedPart, ...]
-"""The next message of a peer, its parts in order."""
+class Use(Enum):
+    """What the peer shall do with memory that it is offered."""
+
+    READ = b"O"
+    WRITE = b"W"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Memory for one message."""
+
+    number: int
+    """Of the offers of this end of the link."""
+    use: Use
+    parts: tuple[OfferedPart, ...]
+    """In the order of the message."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.size_bytes for part in self.parts)
 
 
 class LinkClosed(Exception):
@@ -66,12 +86,12 @@ class Link:
         self._socket = connection
         self._bytes = bytearray()
         self._descriptors: deque[int] = deque()
-        self._offers: deque[Offer] = deque()
+        self._offers: dict[Use, deque[Offer]] = {use: deque() for use in Use}
         self._returned: set[int] = set()
         self._outgoing: deque[tuple[bytes, Sequence[int]]] = deque()
 
     def offer(self, offer: Offer) -> None:
-        """Tell the peer where my next message lies."""
+        """Let the peer use memory of mine."""
         parts = [
             _PART.pack(
                 part.segment,
@@ -83,25 +103,25 @@ class Link:
                 part.descriptor is not None,
             )
             + part.description
-            for part in offer
+            for part in offer.parts
         ]
         body = b"".join(parts)
-        files = [part.descriptor for part in offer if part.descriptor is not None]
-        self._send(_HEADER.pack(b"O", 0, len(body)) + body, files)
+        files = [part.descriptor for part in offer.parts if part.descriptor is not None]
+        self._send(_HEADER.pack(offer.use.value, offer.number, len(body)) + body, files)
 
     def give_back(self, number: int) -> None:
-        """Tell the peer that I have read its message of this number."""
-        self._send(_HEADER.pack(b"R", number, 0), [])
+        """Tell the peer that I am through with its offer of this number."""
+        self._send(_HEADER.pack(_RETURN, number, 0), [])
 
-    def next_offer(self, deadline: float) -> Offer | None:
-        """The peer's next message; None when the deadline has passed."""
-        while not self._offers:
+    def next_offer(self, use: Use, deadline: float) -> Offer | None:
+        """The peer's next offer for this use; None when the deadline has passed."""
+        while not self._offers[use]:
             if not self._read(deadline):
                 return None
-        return self._offers.popleft()
+        return self._offers[use].popleft()
 
     def wait_returned(self, number: int, deadline: float) -> bool:
-        """Whether the peer has read my message of this number before the deadline."""
+        """Whether the peer was through with my offer of this number before the deadline."""
         while number not in self._returned:
             if not self._read(deadline):
                 return False
@@ -162,13 +182,14 @@ class Link:
             return False
         body = bytes(self._bytes[_HEADER.size : end])
         del self._bytes[:end]
-        if kind == b"R":
+        if kind == _RETURN:
             self._returned.add(number)
         else:
-            self._offers.append(self._parts(body))
+            use = Use(kind)
+            self._offers[use].append(Offer(number=number, use=use, parts=self._parts(body)))
         return True
 
-    def _parts(self, body: bytes) -> Offer:
+    def _parts(self, body: bytes) -> tuple[OfferedPart, ...]:
         parts, at = [], 0
         while at < len(body):
             segment, offset, rows, row_bytes, stride, extra, has_file = _PART.unpack_from(body, at)

@@ -121,6 +121,9 @@ class LocalCommunicator:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
+    def lends(self, memory: torch.Tensor) -> bool:
+        return False
+
     def memory(self, peer: int) -> Memory:
         return Memory.ANY
 

@@ -119,6 +119,9 @@ class NcclCommunicator:
     def batch_size(self) -> int:
         return BATCH_SIZE
 
+    def lends(self, memory: torch.Tensor) -> bool:
+        return False
+
     def memory(self, peer: int) -> Memory:
         return Memory.ANY
 

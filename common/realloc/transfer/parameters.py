@@ -49,13 +49,13 @@ class Parameters:
             tensor.detach().view(-1) if size and tensor is not None else _ABSENT
             for tensor, size in zip(tensors, needed, strict=True)
         )
-        self._used = [flat for flat in self.flat if flat is not _ABSENT]
-        self._dtypes = {flat.dtype for flat in self._used}
+        self.used = [flat for flat in self.flat if flat is not _ABSENT]
+        self._dtypes = {flat.dtype for flat in self.used}
 
     @property
     def device(self) -> torch.device:
         """Where the parameters in use lie; the CPU where there are none."""
-        return self._used[0].device if self._used else torch.device("cpu")
+        return self.used[0].device if self.used else torch.device("cpu")
 
     def all_of(self, dtype: torch.dtype) -> bool:
         """Whether every parameter in use has this element type."""

@@ -1,6 +1,6 @@
 """Shadow parameters: where new weights arrive while the live ones still serve."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,9 +16,19 @@ class ShadowParameters:
     Memory is allocated at the first stage and reused until `release`.
     """
 
-    def __init__(self, live: Mapping[str, torch.Tensor]) -> None:
-        """Stand beside the live parameters; allocate nothing."""
+    def __init__(
+        self,
+        live: Mapping[str, torch.Tensor],
+        allocate: Callable[[int], torch.Tensor] | None = None,
+    ) -> None:
+        """Stand beside the live parameters; allocate nothing.
+
+        Args:
+            allocate: makes a uint8 tensor of a number of bytes on the device of the live
+                parameters, as `TransferEndpoint.allocate`; None: ordinary memory.
+        """
         self._live = dict(live)
+        self._allocate = allocate
         self._shadow: dict[str, torch.Tensor] = {}
         self._staged: tuple[str, ...] = ()
 
@@ -77,12 +87,16 @@ class ShadowParameters:
         live = self._live[name]
         shadow = self._shadow.get(name)
         if shadow is None:
-            shadow = torch.empty(live.shape, dtype=live.dtype, device=live.device)
-            self._shadow[name] = shadow
+            shadow = self._shadow[name] = self._empty_like(live)
         if written_elements < live.numel():
             with torch.no_grad():
                 shadow.copy_(live)
         return shadow
+
+    def _empty_like(self, live: torch.Tensor) -> torch.Tensor:
+        if self._allocate is None:
+            return torch.empty(live.shape, dtype=live.dtype, device=live.device)
+        return self._allocate(live.nbytes).view(live.dtype).view(live.shape)
 
 
 def _written_elements(program: TransferProgram) -> list[int]:

@@ -51,6 +51,9 @@ class ToySegments:
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
+    def lends(self, memory: torch.Tensor) -> bool:
+        return True
+
     def export(self, segment: torch.Tensor) -> tuple[bytes, int | None]:
         storage = segment.untyped_storage()
         self.exported.append(storage.data_ptr())

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from realloc.api.types.v1 import types_pb2 as realloc_dot_api_dot_types_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*realloc/api/generation/v1/generation.proto\x12\x19realloc.api.generation.v1\x1a realloc/api/types/v1/types.proto\"\xca\x01\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x04 \x01(\x05\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x34\n\x06reward\x18\x08 \x01(\x0b\x32$.realloc.api.types.v1.RewardSettings\"\x12\n\x10StartJobResponse\"\xd2\x01\n\x0fGenerateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x02 \x01(\t\x12\x11\n\titeration\x18\x03 \x01(\x03\x12,\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x1e.realloc.api.types.v1.DataRows\x12:\n\x08settings\x18\x05 \x01(\x0b\x32(.realloc.api.types.v1.GenerationSettings\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x16\n\x0eweight_version\x18\x07 \x01(\x03\"\x89\x01\n\x10GenerateResponse\x12\x14\n\x0cnum_finished\x18\x01 \x01(\x05\x12\x14\n\x0cnum_rollouts\x18\x02 \x01(\x05\x12>\n\x06result\x18\x03 \x01(\x0b\x32).realloc.api.generation.v1.GenerateResultH\x00\x88\x01\x01\x42\t\n\x07_result\"\xda\x01\n\x0eGenerateResult\x12\x33\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32$.realloc.api.types.v1.BatchReference\x12\x41\n\x04sums\x18\x02 \x03(\x0b\x32\x33.realloc.api.generation.v1.GenerateResult.SumsEntry\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1f\n\rEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x10\n\x0e\x45ndJobResponse2\xbe\x02\n\x11GenerationService\x12\x63\n\x08StartJob\x12*.realloc.api.generation.v1.StartJobRequest\x1a+.realloc.api.generation.v1.StartJobResponse\x12\x65\n\x08Generate\x12*.realloc.api.generation.v1.GenerateRequest\x1a+.realloc.api.generation.v1.GenerateResponse0\x01\x12]\n\x06\x45ndJob\x12(.realloc.api.generation.v1.EndJobRequest\x1a).realloc.api.generation.v1.EndJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*realloc/api/generation/v1/generation.proto\x12\x19realloc.api.generation.v1\x1a realloc/api/types/v1/types.proto\"\xda\x01\n\x0fStartJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\thf_config\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x04 \x01(\x05\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x34\n\x06reward\x18\x08 \x01(\x0b\x32$.realloc.api.types.v1.RewardSettings\x12\x0e\n\x06run_id\x18\t \x01(\t\"\x12\n\x10StartJobResponse\"\xd2\x01\n\x0fGenerateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x02 \x01(\t\x12\x11\n\titeration\x18\x03 \x01(\x03\x12,\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x1e.realloc.api.types.v1.DataRows\x12:\n\x08settings\x18\x05 \x01(\x0b\x32(.realloc.api.types.v1.GenerationSettings\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x16\n\x0eweight_version\x18\x07 \x01(\x03\"\x89\x01\n\x10GenerateResponse\x12\x14\n\x0cnum_finished\x18\x01 \x01(\x05\x12\x14\n\x0cnum_rollouts\x18\x02 \x01(\x05\x12>\n\x06result\x18\x03 \x01(\x0b\x32).realloc.api.generation.v1.GenerateResultH\x00\x88\x01\x01\x42\t\n\x07_result\"\xda\x01\n\x0eGenerateResult\x12\x33\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32$.realloc.api.types.v1.BatchReference\x12\x41\n\x04sums\x18\x02 \x03(\x0b\x32\x33.realloc.api.generation.v1.GenerateResult.SumsEntry\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"/\n\rEndJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\x10\n\x0e\x45ndJobResponse2\xbe\x02\n\x11GenerationService\x12\x63\n\x08StartJob\x12*.realloc.api.generation.v1.StartJobRequest\x1a+.realloc.api.generation.v1.StartJobResponse\x12\x65\n\x08Generate\x12*.realloc.api.generation.v1.GenerateRequest\x1a+.realloc.api.generation.v1.GenerateResponse0\x01\x12]\n\x06\x45ndJob\x12(.realloc.api.generation.v1.EndJobRequest\x1a).realloc.api.generation.v1.EndJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESULT_SUMSENTRY']._loaded_options = None
   _globals['_GENERATERESULT_SUMSENTRY']._serialized_options = b'8\001'
   _globals['_STARTJOBREQUEST']._serialized_start=108
-  _globals['_STARTJOBREQUEST']._serialized_end=310
-  _globals['_STARTJOBRESPONSE']._serialized_start=312
-  _globals['_STARTJOBRESPONSE']._serialized_end=330
-  _globals['_GENERATEREQUEST']._serialized_start=333
-  _globals['_GENERATEREQUEST']._serialized_end=543
-  _globals['_GENERATERESPONSE']._serialized_start=546
-  _globals['_GENERATERESPONSE']._serialized_end=683
-  _globals['_GENERATERESULT']._serialized_start=686
-  _globals['_GENERATERESULT']._serialized_end=904
-  _globals['_GENERATERESULT_SUMSENTRY']._serialized_start=861
-  _globals['_GENERATERESULT_SUMSENTRY']._serialized_end=904
-  _globals['_ENDJOBREQUEST']._serialized_start=906
-  _globals['_ENDJOBREQUEST']._serialized_end=937
-  _globals['_ENDJOBRESPONSE']._serialized_start=939
-  _globals['_ENDJOBRESPONSE']._serialized_end=955
-  _globals['_GENERATIONSERVICE']._serialized_start=958
-  _globals['_GENERATIONSERVICE']._serialized_end=1276
+  _globals['_STARTJOBREQUEST']._serialized_end=326
+  _globals['_STARTJOBRESPONSE']._serialized_start=328
+  _globals['_STARTJOBRESPONSE']._serialized_end=346
+  _globals['_GENERATEREQUEST']._serialized_start=349
+  _globals['_GENERATEREQUEST']._serialized_end=559
+  _globals['_GENERATERESPONSE']._serialized_start=562
+  _globals['_GENERATERESPONSE']._serialized_end=699
+  _globals['_GENERATERESULT']._serialized_start=702
+  _globals['_GENERATERESULT']._serialized_end=920
+  _globals['_GENERATERESULT_SUMSENTRY']._serialized_start=877
+  _globals['_GENERATERESULT_SUMSENTRY']._serialized_end=920
+  _globals['_ENDJOBREQUEST']._serialized_start=922
+  _globals['_ENDJOBREQUEST']._serialized_end=969
+  _globals['_ENDJOBRESPONSE']._serialized_start=971
+  _globals['_ENDJOBRESPONSE']._serialized_end=987
+  _globals['_GENERATIONSERVICE']._serialized_start=990
+  _globals['_GENERATIONSERVICE']._serialized_end=1308
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class StartJobRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     hf_config: _builtins.str
@@ -47,6 +48,8 @@ class StartJobRequest(_message.Message):
     """float32 or bfloat16."""
     seed: _builtins.int
     """Seeds the engine."""
+    run_id: _builtins.str
+    """Differs between two starts of the same job."""
     @_builtins.property
     def reward(self) -> _types_pb2.RewardSettings:
         """The user's reward function."""
@@ -62,10 +65,11 @@ class StartJobRequest(_message.Message):
         dtype: _builtins.str = ...,
         seed: _builtins.int = ...,
         reward: _types_pb2.RewardSettings | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hf_config", b"hf_config", "job_id", b"job_id", "max_model_len", b"max_model_len", "reward", b"reward", "seed", b"seed", "tensor_parallel", b"tensor_parallel", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hf_config", b"hf_config", "job_id", b"job_id", "max_model_len", b"max_model_len", "reward", b"reward", "run_id", b"run_id", "seed", b"seed", "tensor_parallel", b"tensor_parallel", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,16 +241,20 @@ class EndJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    run_id: _builtins.str
+    """Only this start of it; empty for any. A runner that was replaced ends nothing."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

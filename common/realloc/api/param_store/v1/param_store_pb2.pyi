@@ -99,6 +99,7 @@ class Model(_message.Message):
     HF_CONFIG_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     LAYOUTS_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job that the model belongs to."""
     model_id: _builtins.str
@@ -107,6 +108,8 @@ class Model(_message.Message):
     """Text of the Hugging Face config.json."""
     head: _types_pb2.Head.ValueType
     """What stands on top."""
+    run_id: _builtins.str
+    """Start of the job that registered it."""
     @_builtins.property
     def layouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedLayout]:
         """First the layout that trains, then the others."""
@@ -119,10 +122,11 @@ class Model(_message.Message):
         hf_config: _builtins.str = ...,
         head: _types_pb2.Head.ValueType = ...,
         layouts: _abc.Iterable[Global___PlacedLayout] | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layouts", b"layouts", "model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "hf_config", b"hf_config", "job_id", b"job_id", "layouts", b"layouts", "model_id", b"model_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -757,16 +761,20 @@ class ReleaseJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
+    run_id: _builtins.str
+    """Only this start of it; empty for any. A runner that was replaced releases nothing."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
