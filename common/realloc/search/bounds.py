@@ -12,10 +12,18 @@ because fewer tasks fit together then: a parent's weights bound its children for
 nothing. And whatever the solver returns is scaled until no set weighs more than 1, so its
 rounding errors cannot make a bound too high.
 
+Memory bounds, too. Choices whose calls cannot stand on the devices have no plan
+(`realloc.search.overflow`, `realloc.search.packing`); what others must give up to fit all devices
+together has a price (`realloc.search.memory_price`).
+
 Elsewhere (staleness, calls that wait for nothing, ...) the whole simulation is relaxed. Its
 first iteration ends with some call x without successors, so all that waits for x's first run
-comes after end_1: the longest path from there to the end, and the area of all that work over
-all devices, bound (end_K − end_1). The smallest of these over all such x holds in any case.
+comes after end_1: the longest path from there to the end, and the shortest way to do all that
+work by sets of calls whose devices suffice, bound (end_K − end_1). The smallest of these over
+all such x holds in any case.
+
+A call that is not at its root either follows its train call, or is in another layout
+(`realloc.search.option_tree`): plans that share the layout are in the choice that follows.
 """
 
 import numpy as np
