@@ -12,21 +12,30 @@ because fewer tasks fit together then: a parent's weights bound its children for
 nothing. And whatever the solver returns is scaled until no set weighs more than 1, so its
 rounding errors cannot make a bound too high.
 
+Memory bounds, too. Choices whose calls cannot stand on the devices have no plan
+(`realloc.search.overflow`, `realloc.search.packing`); what others must give up to fit all devices
+together has a price (`realloc.search.memory_price`).
+
 Elsewhere (staleness, calls that wait for nothing, ...) the whole simulation is relaxed. Its
 first iteration ends with some call x without successors, so all that waits for x's first run
-comes after end_1: the longest path from there to the end, and the area of all that work over
-all devices, bound (end_K − end_1). The smallest of these over all such x holds in any case.
+comes after end_1: the longest path from there to the end, and the shortest way to do all that
+work by sets of calls whose devices suffice, bound (end_K − end_1). The smallest of these over
+all such x holds in any case.
+
+A call that is not at its root either follows its train call, or is in another layout
+(`realloc.search.option_tree`): plans that share the layout are in the choice that follows.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realloc.search.clashes import fill_clashes, fill_seconds
-from realloc.search.compilation import compiled, inlined
+from realloc.search.compilation import bare, compiled, inlined
 from realloc.search.facts import fill_facts
-from realloc.search.linear_program import fitting_sets, solve, weigh
+from realloc.search.linear_program import fitting_sets, weigh
 from realloc.search.memory_price import counted_calls, priced_bound, settle_price, trades_with
 from realloc.search.overflow import fill_mates, overflows, overflows_where_known
+from realloc.search.packing import packs_too_much
 from realloc.search.relaxation import Relaxation
 from realloc.search.unrolled import unrolled_bound
 
@@ -47,19 +56,20 @@ def choice_bound(
         limit: a bound above it may as well be lower.
     """
     weights[:] = 0.0
+    trial = bare(reals[r.trial : r.trial + r.num_tasks + 2])
+    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
     fill_facts(r, ints, reals, choice)
     fill_mates(r, ints, choice)
-    if overflows(r, ints) or overflows_where_known(r, ints):
+    if overflows(r, ints) or overflows_where_known(r, ints) or packs_too_much(r, ints, reals):
         return np.inf
     if not fill_seconds(r, ints, reals, choice):
         return np.inf
     fill_clashes(r, ints, reals, choice)
-    if r.num_together == 0:
+    if not r.has_windows:
         return unrolled_bound(r, ints, reals, choice)
     fitting = fitting_sets(r, ints, reals)
-    solve(r, ints, reals, fitting, weights)
     weigh(r, ints, reals, fitting, weights)
-    return _price_memory(r, ints, reals, choice, fitting, weights, limit)
+    return _price_memory(r, ints, reals, choice, fitting, weights, trial, limit)
 
 
 @inlined
@@ -70,6 +80,7 @@ def _price_memory(
     choice: Ints,
     fitting: int,
     weights: Floats,
+    trial: Floats,
     limit: float,
 ) -> float:
     """The bound with memory, and the weights and the price that give it.
@@ -88,14 +99,13 @@ def _price_memory(
     for c in range(r.num_calls):
         if reals[r.task_seconds + c] > 0.0:
             reals[r.task_seconds + c] = reals[r.mixed + c]
-    trial = reals[r.trial : r.trial + r.num_tasks + 2]
-    solve(r, ints, reals, fitting, trial)
     if weigh(r, ints, reals, fitting, trial) > best:
         bound = settle_price(r, ints, reals, choice, counted, trial)
         if bound > best:
             best = bound
             trial[r.num_tasks + 1] = float(counted)
-            weights[:] = trial
+            for t in range(r.num_tasks + 2):
+                weights[t] = trial[t]
     return best
 
 
@@ -104,6 +114,7 @@ def weighted_bound(
     r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats
 ) -> float:
     """The bound by the weights of a choice that contains this one; cheaper and weaker."""
+    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
     if not fill_seconds(r, ints, reals, choice):
         return np.inf
     return priced_bound(r, ints, reals, choice, weights)

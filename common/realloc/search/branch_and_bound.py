@@ -19,6 +19,7 @@ from realloc.search.compilation import compiled, inlined
 from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.facts import follows
 from realloc.search.option_tree import OptionTree
+from realloc.search.random_numbers import RandomState, random_real
 from realloc.search.relaxation import Bounds, Relaxation
 from realloc.search.space import Space, Tables
 
@@ -107,18 +108,31 @@ class BranchAndBound:
         )
         return Stretch(choices=int(counts[0]), plans=int(counts[1]))
 
-    def dive(self, best_seconds: float, place: int = 0) -> Ints | None:
-        """A plan by always taking the child of the least bound; None where none is better.
+    def dive(
+        self, best_seconds: float, place: int, noise: float, state: RandomState
+    ) -> Ints | None:
+        """A plan by always taking the child of about the least bound; None where none is better.
 
         Args:
             place: where to begin, in the heap of open choices, round and round; 0 is the least
                 bound.
+            noise: by what share at most a bound is taken to be larger than it is.
         """
         if self._pool.sizes[0] == 0:
             return None
         place %= int(self._pool.sizes[0])
         plan = np.full(len(self.best), -1, dtype=np.int64)
-        _dive(*self._bounds, self._pool, self._order, self._weights, place, plan, best_seconds)
+        _dive(
+            *self._bounds,
+            self._pool,
+            self._order,
+            self._weights,
+            place,
+            plan,
+            best_seconds,
+            noise,
+            state,
+        )
         return plan if plan[0] >= 0 else None
 
 
@@ -198,6 +212,8 @@ def _dive(
     place: int,
     plan: Ints,
     best_seconds: float,
+    noise: float,
+    state: RandomState,
 ) -> None:
     """Fill `plan` where the dive from an open choice, at a place of the heap, ends in one."""
     choice = pool.choice[pool.heap[place]].astype(np.int64)
@@ -214,6 +230,9 @@ def _dive(
         for at in range(begin, end):
             choice[c] = b_ints[at]
             bound = _child_bound(r, b_ints, b_reals, choice, weights, best_seconds)
+            if bound >= best_seconds:
+                continue
+            bound *= 1.0 + noise * random_real(state)
             if bound < least:
                 least = bound
                 child = choice[c]
@@ -268,6 +287,11 @@ def _call_to_refine(
         seconds = b_reals[r.seconds + parent]
         slower = b_reals[r.seconds + last] - seconds
         score = (weights[c] + _LEAST_WEIGHT) * slower
+        user = b_ints[r.user + c]
+        if user >= 0 and follows(r, b_ints, choice, user):
+            table = r.follow_seconds + b_ints[r.follow_start + user] - b_ints[r.root + c]
+            slower = b_reals[table + last] - b_reals[table + first]
+            score += (weights[user] + _LEAST_WEIGHT) * abs(slower)
         price = weights[r.num_tasks]
         if price > 0.0:
             spare = b_reals[r.trade_share + b_ints[r.trade_start + first + 1] - 1]

@@ -76,7 +76,7 @@ def fill_clashes(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None
         owner = ints[r.train + c]
         ints[r.task_devices + t] = max(ints[r.task_devices + c], ints[r.task_devices + owner])
         ints[r.task_clash + t] = ints[r.task_clash + c] | ints[r.task_clash + owner]
-    if r.num_together > 0:
+    if r.has_windows:
         _put_training_first(r, ints, reals, choice)
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba  # type: ignore[import-untyped]  # numba ships no types
-from numba.core import config  # type: ignore[import-untyped]  # the same
+from numba.core import config, types  # type: ignore[import-untyped]  # the same
+from numba.extending import intrinsic  # type: ignore[import-untyped]  # the same
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -38,6 +40,27 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """
     options: dict[str, Any] = {"cache": _CACHES, "error_model": "numpy", "forceinline": True}
     return cast(Callable[P, R], numba.njit(**options)(function))
+
+
+@numba.extending.register_jitable  # type: ignore[untyped-decorator]  # numba ships no types
+def bare(array: A) -> A:
+    """The elements of a one-dimensional array without what surrounds them, for compiled code.
+
+    Every index into an array is looked at: a negative one counts from the end. That is half of
+    what reading flat tables costs. Here none may be negative, and the caller keeps the array.
+    """
+    found: A = _bare(array)
+    return found
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba ships no types
+def _bare(_: Any, array: Any) -> Any:
+    def address(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, values[0]).data
+
+    if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
+        return types.CPointer(array.dtype)(array), address
+    return None
 
 
 def _use_cache_directory() -> bool:

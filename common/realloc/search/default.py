@@ -19,7 +19,7 @@ from realloc.search.heuristic import symmetric_plan
 from realloc.search.local_search import descend, descend_pair, wander
 from realloc.search.narrowing import may_improve
 from realloc.search.problem import SearchProblem
-from realloc.search.random_numbers import new_random_state
+from realloc.search.random_numbers import RandomState, new_random_state, random_real
 from realloc.search.relaxation import build_bounds
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
@@ -27,7 +27,10 @@ from realloc.search.space import Tables, build_tables
 Ints = NDArray[np.int64]
 
 
-_DIVES = 6
+_NOISE = 0.1
+"""How wrong a dive takes bounds to be, at most, so that dives from one place differ."""
+
+_DIVES = 60
 """Plans that are dived for in one turn of local search."""
 
 _TIES = 20
@@ -76,8 +79,10 @@ class DefaultSearcher:
             if not progress.is_over:
                 if progress.seconds == before[0]:
                     local.narrow(proof, progress)
-                for start in proof.promising(progress):
+                for start in proof.promising(progress, local.state):
                     local.descend(progress, start)
+                    if progress.is_over:
+                        break
                 local.improve(progress, self.slice_plans)
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
@@ -91,7 +96,7 @@ class _LocalSearch:
         self._tables = tables
         self.candidates = candidates
         self._fits = fits
-        self._state = new_random_state(seed)
+        self.state = new_random_state(seed)
         self._turn = 0
         self._narrowed_at = np.inf
         self._current = fits.copy()
@@ -128,7 +133,7 @@ class _LocalSearch:
             self._current,
             self._walk,
             plans,
-            self._state,
+            self.state,
         )
 
     def _move_pair(
@@ -136,7 +141,7 @@ class _LocalSearch:
     ) -> tuple[float, int]:
         options, starts = self.candidates.options, self.candidates.starts
         most = int(plans**0.5)
-        return descend_pair(*self._tables, options, starts, plan, seconds, *pair, most, self._state)
+        return descend_pair(*self._tables, options, starts, plan, seconds, *pair, most, self.state)
 
     def narrow(self, proof: "_Proof", progress: Progress) -> None:
         """Leave out options that no better plan can have, each time that the best plan is."""
@@ -180,11 +185,12 @@ class _Proof:
         """Prove what is proved by now."""
         progress.prove(self._search.lower_bound * (1.0 - MARGIN))
 
-    def promising(self, progress: Progress) -> Iterator[Ints]:
+    def promising(self, progress: Progress, state: RandomState) -> Iterator[Ints]:
         """Plans where the bounds are small, or not much above the best plan's seconds."""
         for _ in range(_DIVES):
             self._place = (_STRIDE * self._place + 1) % _PLACES
-            plan = self._search.dive(progress.seconds * _SLACK, place=self._place)
+            limit, noise = progress.seconds * _SLACK, _NOISE * random_real(state)
+            plan = self._search.dive(limit, self._place, noise, state)
             if plan is not None:
                 yield plan
 

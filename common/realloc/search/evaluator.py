@@ -7,7 +7,7 @@ A plan is an int64 array of option indices, one per call. Before it is simulated
 import numpy as np
 from numpy.typing import NDArray
 
-from realloc.search.compilation import compiled, inlined
+from realloc.search.compilation import bare, compiled, inlined
 from realloc.search.event_list import run_events
 from realloc.search.space import Space
 
@@ -27,6 +27,7 @@ def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> 
         The seconds; infinity where the plan does not fit the memory; or, where the exact
         seconds are known to be at least `cutoff`, any number that is at least `cutoff`.
     """
+    ints, reals, plan = bare(ints), bare(reals), bare(plan)
     _overlaps(s, ints, reals, plan)
     bound = _load_bound(s, ints, reals, plan)
     if bound == np.inf or bound > cutoff * (1.0 + MARGIN):
@@ -41,6 +42,7 @@ def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> 
 @compiled
 def evaluate_fully(s: Space, ints: Ints, reals: Floats, plan: Ints) -> float:
     """Seconds per iteration of a plan, whether it fits the memory or not."""
+    ints, reals, plan = bare(ints), bare(reals), bare(plan)
     _overlaps(s, ints, reals, plan)
     _gates(s, ints, reals, plan)
     return run_events(s, ints, reals, np.inf)
@@ -53,6 +55,7 @@ def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, plan: Ints) -> int:
     The calls on a device are all on the first device of the one that starts last, so the
     first devices of the calls suffice.
     """
+    ints, reals, plan = bare(ints), bare(reals), bare(plan)
     _keep_shared_layouts(s, ints, reals, plan)
     peak = 0
     for c in range(s.num_calls):

@@ -1,6 +1,9 @@
-"""The linear program behind a bound: weights of tasks, of which no set that can run together
-weighs more than 1, such that Σ weight × seconds is largest. A simplex method on the flat arrays
-of a `Relaxation`."""
+"""The linear programs behind a bound: weights of members, such that no set of them weighs more
+than 1 and Σ weight × worth is largest. A simplex method on the flat arrays of a `Relaxation`.
+
+Members are tasks, worth their seconds, in sets that can run together; or calls, worth their
+devices, in sets that fit one device's memory (`realloc.search.packing`).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +16,18 @@ Floats = NDArray[np.float64]
 
 
 @inlined
-def solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats) -> None:
-    """Maximise Σ weight × seconds with none of the first `rows` fitting sets above 1.
+def solve(
+    r: Relaxation, ints: Ints, reals: Floats, sets: int, rows: int, worth: int, columns: int
+) -> None:
+    """Maximise Σ weight × worth; the weights go to `solution`.
 
     Any tableau on the way is a feasible answer, so the method may stop early.
+
+    Args:
+        sets: where the `rows` bit sets of members begin in the integers.
+        worth: where the worths of the `columns` members begin in the reals.
     """
-    columns = r.num_tasks
-    _first_tableau(r, ints, reals, rows)
+    _first_tableau(r, ints, reals, sets, rows, worth, columns)
     objective = r.tableau + rows * (columns + 1)
     for _ in range(6 * columns + 10):
         column = 0
@@ -29,7 +37,7 @@ def solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats) 
         scale = abs(reals[objective + columns]) + 1e-300
         if reals[objective + column] >= -1e-12 * scale:
             break
-        row = _tightest_row(r, reals, rows, column)
+        row = _tightest_row(r, reals, rows, columns, column)
         if row < 0:
             break
         _pivot(reals, r.tableau, rows, columns + 1, row, column)
@@ -37,19 +45,20 @@ def solve(r: Relaxation, ints: Ints, reals: Floats, rows: int, weights: Floats) 
         ints[r.row_label + row] = ints[r.column_label + column]
         ints[r.column_label + column] = label
     for t in range(columns):
-        weights[t] = 0.0
+        reals[r.solution + t] = 0.0
     for i in range(rows):
         if ints[r.row_label + i] < columns:
             value = reals[r.tableau + i * (columns + 1) + columns]
-            weights[ints[r.row_label + i]] = max(0.0, value)
+            reals[r.solution + ints[r.row_label + i]] = max(0.0, value)
 
 
 @inlined
-def _first_tableau(r: Relaxation, ints: Ints, reals: Floats, rows: int) -> None:
+def _first_tableau(
+    r: Relaxation, ints: Ints, reals: Floats, sets: int, rows: int, worth: int, columns: int
+) -> None:
     """All weights 0; the tableau holds nonbasic columns only."""
-    columns = r.num_tasks
     for i in range(rows):
-        chosen = ints[r.fitting + i]
+        chosen = ints[sets + i]
         at = r.tableau + i * (columns + 1)
         for t in range(columns):
             reals[at + t] = float((chosen >> t) & 1)
@@ -57,15 +66,15 @@ def _first_tableau(r: Relaxation, ints: Ints, reals: Floats, rows: int) -> None:
         ints[r.row_label + i] = columns + i
     objective = r.tableau + rows * (columns + 1)
     for t in range(columns):
-        reals[objective + t] = -reals[r.task_seconds + t]
+        reals[objective + t] = -reals[worth + t]
         ints[r.column_label + t] = t
     reals[objective + columns] = 0.0
 
 
 @inlined
-def _tightest_row(r: Relaxation, reals: Floats, rows: int, column: int) -> int:
+def _tightest_row(r: Relaxation, reals: Floats, rows: int, columns: int, column: int) -> int:
     """The set that a growing weight fills first; −1 where none does."""
-    width = r.num_tasks + 1
+    width = columns + 1
     found = -1
     least = np.inf
     for i in range(rows):
@@ -142,18 +151,28 @@ def fitting_sets(r: Relaxation, ints: Ints, reals: Floats) -> int:
 
 
 @inlined
-def weigh(r: Relaxation, ints: Ints, reals: Floats, fitting: int, weights: Floats) -> float:
-    """Scale the weights until no fitting set is above 1; their bound."""
-    heaviest = 1.0
-    for i in range(fitting):
-        chosen = ints[r.fitting + i]
+def heaviest(ints: Ints, reals: Floats, sets: int, rows: int, solution: int, columns: int) -> float:
+    """The weight of the heaviest set, at least 1: what to divide weights by that rounding made
+    too large."""
+    most = 1.0
+    for i in range(rows):
+        chosen = ints[sets + i]
         weight = 0.0
-        for t in range(r.num_tasks):
-            weight += weights[t] * float((chosen >> t) & 1)
-        heaviest = max(heaviest, weight)
+        for t in range(columns):
+            weight += reals[solution + t] * float((chosen >> t) & 1)
+        most = max(most, weight)
+    return most
+
+
+@inlined
+def weigh(r: Relaxation, ints: Ints, reals: Floats, fitting: int, weights: Floats) -> float:
+    """Weights of the tasks from their seconds; the bound that they give."""
+    solve(r, ints, reals, r.fitting, fitting, r.task_seconds, r.num_tasks)
+    most = heaviest(ints, reals, r.fitting, fitting, r.solution, r.num_tasks)
     bound = 0.0
     for t in range(r.num_tasks):
         # A task of no seconds was left out of the sets: its weight must not count later on.
-        weights[t] = weights[t] / heaviest if reals[r.task_seconds + t] > 0.0 else 0.0
+        counts = reals[r.task_seconds + t] > 0.0
+        weights[t] = reals[r.solution + t] / most if counts else 0.0
         bound += weights[t] * reals[r.task_seconds + t]
     return bound

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from realloc.cost.simulator import SimulationRules
 from realloc.search.candidates import distinct_options
 from realloc.search.compilation import compiled
-from realloc.search.evaluator import evaluate_fully, plan_peak_bytes
+from realloc.search.evaluator import MARGIN, evaluate, evaluate_fully
 from realloc.search.memory import raise_infeasible, smallest_memory
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import (
@@ -91,14 +91,15 @@ def _walk(
 ) -> tuple[float, int]:
     """Advance the chain; `found` holds the best seconds and the cost of `plan` (−1: unknown)."""
     if found[1] < 0.0:
-        found[1] = _cost(s, ints, reals, plan, best, found)
+        found[1] = _cost(s, ints, reals, plan, best, found, np.inf)
     for _ in range(steps):
         c = random_below(state, s.num_calls)
         kept = plan[c]
         plan[c] = options[starts[c] + random_below(state, starts[c + 1] - starts[c])]
-        cost = _cost(s, ints, reals, plan, best, found)
-        worse = cost - found[1]
-        if worse <= 0.0 or random_real(state) < np.exp(-beta * worse):
+        # Accepted where a random real is below exp(−β × how much worse): known before the cost.
+        limit = found[1] - np.log(1.0 - random_real(state)) / beta
+        cost = _cost(s, ints, reals, plan, best, found, limit)
+        if cost <= limit:
             found[1] = cost
         else:
             plan[c] = kept
@@ -106,10 +107,13 @@ def _walk(
 
 
 @compiled
-def _cost(s: Space, ints: Ints, reals: Floats, plan: Ints, best: Ints, found: Floats) -> float:
-    seconds = evaluate_fully(s, ints, reals, plan)
-    if plan_peak_bytes(s, ints, reals, plan) > s.device_memory_bytes:
-        return seconds * _OVERFLOW_FACTOR
+def _cost(
+    s: Space, ints: Ints, reals: Floats, plan: Ints, best: Ints, found: Floats, limit: float
+) -> float:
+    """The cost of a plan; where it is above the limit, any number that is."""
+    seconds = evaluate(s, ints, reals, plan, limit * (1.0 + MARGIN))
+    if seconds == np.inf:
+        return evaluate_fully(s, ints, reals, plan) * _OVERFLOW_FACTOR
     if seconds < found[0]:
         found[0] = seconds
         best[:] = plan

@@ -13,7 +13,7 @@ from realloc.search.relaxation import Bounds, Relaxation
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_MOST_SETS = 60_000
+_MOST_SETS = 20_000
 """Sets bounded at once; what is not looked at stays."""
 
 

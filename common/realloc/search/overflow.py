@@ -66,7 +66,8 @@ def _added_bytes(r: Relaxation, ints: Ints, c: int, others: int) -> int:
 def overflows(r: Relaxation, ints: Ints) -> bool:
     """Some calls that must meet on a device need more memory than it has.
 
-    Calls that leave out fewer devices, all together, than there are, have one in common.
+    Calls that leave out fewer devices, all together, than there are, have one in common. Which
+    calls fit one device is noted in `held`: their resident bytes, or −1 where they do not.
     """
     if r.num_calls > MAX_CALLS_WITH_MEMORY:
         return False
@@ -80,15 +81,17 @@ def overflows(r: Relaxation, ints: Ints) -> bool:
         for others in range(bit):
             chosen = others | bit
             out = ints[r.left_out + others] + left_out
-            ints[r.left_out + chosen] = out
-            if out >= r.num_devices:
-                continue
-            held = ints[r.held + others] + _added_bytes(r, ints, c, others)
             most = max(ints[r.largest + others], active)
-            ints[r.held + chosen] = held
-            ints[r.largest + chosen] = most
-            if held + most > r.device_memory_bytes:
+            held = ints[r.held + others]
+            if held >= 0:
+                held += _added_bytes(r, ints, c, others)
+                if held + most > r.device_memory_bytes:
+                    held = -1
+            if held < 0 and out < r.num_devices:
                 return True
+            ints[r.left_out + chosen] = out
+            ints[r.largest + chosen] = most
+            ints[r.held + chosen] = held
     return False
 
 

@@ -1,5 +1,6 @@
 """A problem's relaxation as flat arrays: what `realloc.search.bounds` computes bounds from."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _MAX_TOGETHER = 600
-"""Sets of tasks that may run together; a graph with more is bounded without windows."""
+"""Sets of tasks that may run together; a graph with more is bounded without them."""
 
 
 MAX_CALLS_WITH_MEMORY = 12
@@ -35,8 +36,12 @@ class Relaxation(NamedTuple):
 
     num_calls: int
     num_tasks: int
+    has_windows: bool
     num_together: int
-    """Sets of tasks that precedence allows to run together; 0 without windows."""
+    """Sets of tasks that precedence allows to run together; without windows all sets of calls,
+    if they are not too many."""
+    most_packed: int
+    """Sets of calls that fit one device; where there are more, nothing follows from them."""
     num_ends: int
     """Calls without successors; used without windows."""
     iterations: int
@@ -154,7 +159,8 @@ class Relaxation(NamedTuple):
     left_out: int
     """[2 ** C], devices that a set of calls leaves to others, counted call by call."""
     held: int
-    """[2 ** C], resident bytes of a set of calls on a device that has them all."""
+    """[2 ** C], resident bytes of a set of calls on a device that has them all; −1 where they do
+    not fit it."""
     largest: int
     """[2 ** C], active bytes there."""
     mates: int
@@ -169,6 +175,8 @@ class Relaxation(NamedTuple):
     """[T], bit sets of tasks known to share a device."""
     fitting: int
     """[num_together]"""
+    packed: int
+    """[most_packed], the largest sets of calls that fit one device."""
     row_label: int
     column_label: int
     task_seconds: int
@@ -185,8 +193,12 @@ class Relaxation(NamedTuple):
     """[C] real, seconds of the calls where they just fit the memory."""
     trial: int
     """[T + 2] real, weights that may turn out worse."""
+    worth: int
+    """[C] real, devices of the calls."""
+    solution: int
+    """[T] real, weights of a linear program's members."""
     tableau: int
-    """[num_together + 1, T + 1] real"""
+    """[sets + 1, T + 1] real, of the linear program with the most sets."""
     distance: int
     """[K, C] real"""
 
@@ -209,10 +221,10 @@ def build_bounds(
     train = np.array([problem.train_call(call) for call in range(calls)], dtype=np.int64)
     window = window_edges(calls, edges, train, rules)
     movers = _movers(train) if window is not None else []
-    later = _later(calls, window, train, movers) if window is not None else []
+    later = _later(calls, window or [], train, movers)
     together = _together(later)
-    if not together:
-        movers = []
+    if window is not None and not together:
+        window, movers = None, []
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train)
     graph = _graph_arrays(calls, edges, train, rules)
@@ -244,13 +256,17 @@ def build_bounds(
         "mixed": np.zeros(calls),
         "trial": np.zeros(tasks + 2),
         "task_seconds": np.zeros(tasks),
-        "tableau": np.zeros((len(together) + 1) * (tasks + 1)),
+        "worth": np.zeros(calls),
+        "solution": np.zeros(tasks),
+        "tableau": np.zeros((max(len(together), _packed(calls)) + 1) * (tasks + 1)),
         "distance": np.zeros(rules.iterations * calls),
     }
     relaxation = Relaxation(
         num_calls=calls,
         num_tasks=tasks,
+        has_windows=window is not None,
         num_together=len(together),
+        most_packed=_packed(calls),
         num_ends=len(graph["ends"]),
         iterations=rules.iterations,
         lag=1 + rules.staleness,
@@ -344,9 +360,15 @@ def _scratch(calls: int, tasks: int, together: list[int]) -> list[tuple[str, int
         ("task_devices", tasks),
         ("task_clash", tasks),
         ("fitting", sets),
-        ("row_label", sets),
+        ("packed", _packed(calls)),
+        ("row_label", max(sets, _packed(calls))),
         ("column_label", tasks),
     ]
+
+
+def _packed(calls: int) -> int:
+    """The most sets of calls of which none contains another (Sperner)."""
+    return math.comb(calls, calls // 2) if calls <= MAX_CALLS_WITH_MEMORY else 0
 
 
 class _Moves(NamedTuple):

@@ -1,4 +1,4 @@
-"""The bound of a graph without windows: paths and area behind the end of the first iteration."""
+"""The bound of a graph without windows: what comes behind the end of the first iteration."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from realloc.search.clashes import move_seconds
 from realloc.search.compilation import inlined
 from realloc.search.facts import least_area
+from realloc.search.linear_program import fitting_sets, heaviest, solve
 from realloc.search.relaxation import Relaxation
 
 Ints = NDArray[np.int64]
@@ -14,15 +15,31 @@ Floats = NDArray[np.float64]
 
 @inlined
 def unrolled_bound(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> float:
-    """The bound without windows: paths and area behind the end of the first iteration."""
+    """The least over the calls that may end the first iteration, of what comes behind them."""
+    rows = fitting_sets(r, ints, reals)
     least = np.inf
     for x in range(r.num_ends):
         area = 0.0
         for c in range(r.num_calls):
-            area += ints[r.behind + x * r.num_calls + c] * least_area(r, ints, reals, choice, c)
+            runs = ints[r.behind + x * r.num_calls + c]
+            area += runs * least_area(r, ints, reals, choice, c)
+            reals[r.worth + c] = runs * reals[r.task_seconds + c]
         here = max(area / r.num_devices, _path_behind(r, ints, reals, choice, ints[r.ends + x]))
-        least = min(least, here)
+        least = min(least, max(here, _least_time(r, ints, reals, rows)))
     return least / float(r.iterations - 1)
+
+
+@inlined
+def _least_time(r: Relaxation, ints: Ints, reals: Floats, rows: int) -> float:
+    """The shortest way to do the work of all runs, in pieces, by sets of calls whose devices
+    suffice; 0 where the graph has too many sets."""
+    if rows == 0:
+        return 0.0
+    solve(r, ints, reals, r.fitting, rows, r.worth, r.num_calls)
+    time = 0.0
+    for c in range(r.num_calls):
+        time += reals[r.solution + c] * reals[r.worth + c]
+    return time / heaviest(ints, reals, r.fitting, rows, r.solution, r.num_calls)
 
 
 @inlined

@@ -11,13 +11,14 @@ import pytest
 
 from realloc.core.errors import InvalidInput
 from realloc.cost.simulator import SimulationRules
-from realloc.search.bounds import choice_bound
+from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import distinct_options
 from realloc.search.default import DefaultSearcher
 from realloc.search.evaluator import evaluate
 from realloc.search.exhaustive import ExhaustiveSearcher
-from realloc.search.problem import SearchProblem
+from realloc.search.option_tree import OptionTree
+from realloc.search.problem import Ints, SearchProblem
 from realloc.search.relaxation import build_bounds
 from realloc.search.result import SearchResult, search_to_end
 from realloc.search.searchers import NAMES, searcher_named, tiny_problem
@@ -71,28 +72,39 @@ def test_no_plan_falls_below_the_bound_of_any_choice_that_contains_it(
     """For random sets of options, every plan from them takes at least the bound."""
     rng = random.Random(5000 + seed)
     for _ in range(40):
-        problem = _small_problem(rng, windows)
+        problem = _small_problem(rng, windows, memory=rng.choice([60, 90, 120, 10**9]))
         rules = SimulationRules(
             iterations=rng.choice([2, 5, 5]), staleness=rng.choice([0, 0, 0, 1, 3])
         )
+        candidates = distinct_options(problem)
+        if any(len(candidates.of(call)) == 0 for call in range(problem.num_calls)):
+            continue
         tables = build_tables(problem, rules)
-        bounds, tree = build_bounds(problem, distinct_options(problem), rules)
-        weights = np.zeros(bounds.relaxation.num_tasks + 2)
+        bounds, tree = build_bounds(problem, candidates, rules)
+        weights = np.zeros((2, bounds.relaxation.num_tasks + 2))
         for _ in range(6):
-            choice = tree.root.copy()
-            for _ in range(rng.randint(0, 3 * problem.num_calls)):
-                call = rng.randrange(problem.num_calls)
-                if tree.child_count[choice[call]]:
-                    choice[call] = tree.child_start[choice[call]] + rng.randrange(
-                        tree.child_count[choice[call]]
-                    )
-            bound = choice_bound(*bounds, choice, weights, np.inf)
+            choice = _refined(rng, tree, tree.root, rng.randint(0, 3 * problem.num_calls))
+            within = _refined(rng, tree, choice, 1)
+            bound = choice_bound(*bounds, choice, weights[0], np.inf)
+            quick = weighted_bound(*bounds, within, weights[0]) if bound < np.inf else np.inf
             for plan in _plans_of(problem, tree, choice):
-                seconds = evaluate(*tables, np.array(plan), np.inf)
-                assert seconds >= bound * (1 - 1e-12)
+                assert evaluate(*tables, np.array(plan), np.inf) >= bound * (1 - 1e-12)
+            for plan in _plans_of(problem, tree, within):
+                assert evaluate(*tables, np.array(plan), np.inf) >= quick * (1 - 1e-12)
 
 
-def _plans_of(problem: SearchProblem, tree, choice) -> Iterator[tuple[int, ...]]:
+def _refined(rng: random.Random, tree: OptionTree, choice: Ints, times: int) -> Ints:
+    """A choice within a choice: some calls' sets give way to children of theirs."""
+    found = choice.copy()
+    for _ in range(times):
+        call = rng.randrange(len(found))
+        count = int(tree.child_count[found[call]])
+        if count:
+            found[call] = tree.child_start[found[call]] + rng.randrange(count)
+    return found
+
+
+def _plans_of(problem: SearchProblem, tree: OptionTree, choice: Ints) -> Iterator[tuple[int, ...]]:
     """Plans from the sets of a choice, of which some calls follow and some surely do not."""
     shared = {c: problem.train_call(c) for c in range(problem.num_calls) if tree.follow[c] >= 0}
     for plan in itertools.product(*(_members(tree, int(node)) for node in choice)):
@@ -105,7 +117,7 @@ def _plans_of(problem: SearchProblem, tree, choice) -> Iterator[tuple[int, ...]]
             yield plan
 
 
-def _members(tree, node: int) -> list[int]:
+def _members(tree: OptionTree, node: int) -> list[int]:
     if tree.option[node] >= 0:
         return [int(tree.option[node])]
     if node in tree.follow:
