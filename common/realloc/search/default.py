@@ -4,6 +4,7 @@ Both work in slices counted in plans and choices, not in seconds, so that a seed
 sequence of plans on every machine; the clock only says after which slice to stop.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realloc.cost.simulator import SimulationRules
+from realloc.search.bound_tables import build_bounds
 from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import Candidates, distinct_options
 from realloc.search.evaluator import MARGIN, evaluate
@@ -20,7 +22,6 @@ from realloc.search.local_search import descend, descend_pair, wander
 from realloc.search.narrowing import may_improve
 from realloc.search.problem import SearchProblem
 from realloc.search.random_numbers import RandomState, new_random_state, random_real
-from realloc.search.relaxation import build_bounds
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
@@ -30,15 +31,18 @@ Ints = NDArray[np.int64]
 _NOISE = 0.1
 """How wrong a dive takes bounds to be, at most, so that dives from one place differ."""
 
-_DIVES = 60
-"""Plans that are dived for in one turn of local search."""
+_DIVES, _WIDE_GAP = 60, 0.01
+"""Plans that are dived for in one turn of local search; below the gap fewer, in proportion."""
 
-_TIES = 20
+_TIES = 4
 """Turns for plans that the bound cannot tell from the best: few spaces have more of them."""
 
 _PLACES, _STRIDE = 512, 5
 """Dives begin at so many open choices from the least bound on, all of them in turn (a linear
 congruential sequence of full period)."""
+
+_PATIENCE, _LONGEST_TURN = 2, 4
+"""While no better plan is found, turns of the proof grow: by one each time, up to so many."""
 
 _SLACK = 1.02
 """How far above the best plan a dive's bound may be: descent may bring it below."""
@@ -73,10 +77,12 @@ class DefaultSearcher:
         proof = _Proof(problem, tables, rules, local.candidates)
         proof.report(progress)
         yield progress.result()
+        stalled = 0
         while not progress.is_over and proof.ties < _TIES:
             before = progress.seconds, progress.lower_bound
-            proof.advance(progress, self.slice_choices)
-            if not progress.is_over:
+            longer = 1 + min(stalled // _PATIENCE, _LONGEST_TURN - 1)
+            proof.advance(progress, self.slice_choices * (1 if proof.ties else longer))
+            if not proof.ties and not progress.is_over:
                 if progress.seconds == before[0]:
                     local.narrow(proof, progress)
                 for start in proof.promising(progress, local.state):
@@ -84,6 +90,7 @@ class DefaultSearcher:
                     if progress.is_over:
                         break
                 local.improve(progress, self.slice_plans)
+            stalled = stalled + 1 if progress.seconds == before[0] else 0
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
         yield progress.result()
@@ -187,7 +194,8 @@ class _Proof:
 
     def promising(self, progress: Progress, state: RandomState) -> Iterator[Ints]:
         """Plans where the bounds are small, or not much above the best plan's seconds."""
-        for _ in range(_DIVES):
+        gap = 1.0 - progress.lower_bound / progress.seconds
+        for _ in range(math.ceil(_DIVES * min(1.0, gap / _WIDE_GAP))):
             self._place = (_STRIDE * self._place + 1) % _PLACES
             limit, noise = progress.seconds * _SLACK, _NOISE * random_real(state)
             plan = self._search.dive(limit, self._place, noise, state)

@@ -11,6 +11,7 @@ import pytest
 
 from realloc.core.errors import InvalidInput
 from realloc.cost.simulator import SimulationRules
+from realloc.search.bound_tables import build_bounds
 from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.branch_and_bound import BranchAndBound
 from realloc.search.candidates import distinct_options
@@ -19,7 +20,6 @@ from realloc.search.evaluator import evaluate
 from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.option_tree import OptionTree
 from realloc.search.problem import Ints, SearchProblem
-from realloc.search.relaxation import build_bounds
 from realloc.search.result import SearchResult, search_to_end
 from realloc.search.searchers import NAMES, searcher_named, tiny_problem
 from realloc.search.space import build_tables
