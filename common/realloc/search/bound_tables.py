@@ -41,10 +41,8 @@ def build_bounds(
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train)
     graph = _graph_arrays(calls, edges, train, rules)
-    users = np.full(calls, -1, dtype=np.int64)
-    for call in _movers(train):
-        users[train[call]] = call if tree.follow[call] >= 0 else -1
-    trades, shared = trade_offs(problem, tree, users), followers(problem, tree)._asdict()
+    users = _users(train, tree)
+    trades, shared = trade_offs(problem, tree, users), followers(problem, tree)
     ints = _tree_arrays(tree) | moves.ints | graph | _window_arrays(calls, movers, later, together)
     ints |= {
         "layout": problem.option_layout,
@@ -52,7 +50,11 @@ def build_bounds(
         "train": train,
         "user": users,
         "trade_start": trades.trade_start,
-        **{name: table for name, table in shared.items() if name != "follow_seconds"},
+        "follow_start": shared.follow_start,
+        "follow_active": shared.follow_active,
+        "same_start": shared.same_start,
+        "same_at": shared.same_at,
+        "same": shared.same,
     }
     ints |= {
         name: np.zeros(size, dtype=np.int64) for name, size in _scratch(calls, tasks, together)
@@ -60,20 +62,12 @@ def build_bounds(
     reals = moves.reals | {
         "seconds": tree.seconds,
         "area": tree.area,
-        "follow_seconds": shared["follow_seconds"],
+        "follow_seconds": shared.follow_seconds,
         "trade_seconds": trades.trade_seconds,
         "trade_user_seconds": trades.trade_user_seconds,
         "trade_share": trades.trade_share,
-        "trade_weight": np.zeros(calls),
-        "part": np.zeros(calls),
-        "mixed": np.zeros(calls),
-        "trial": np.zeros(tasks + 2),
-        "task_seconds": np.zeros(tasks),
-        "worth": np.zeros(calls),
-        "solution": np.zeros(tasks),
-        "tableau": np.zeros((max(len(together), _packed(calls)) + 1) * (tasks + 1)),
-        "distance": np.zeros(rules.iterations * calls),
     }
+    reals |= _real_scratch(calls, tasks, len(together), rules.iterations)
     relaxation = Relaxation(
         num_calls=calls,
         num_tasks=tasks,
@@ -179,6 +173,21 @@ def _scratch(calls: int, tasks: int, together: list[int]) -> list[tuple[str, int
     ]
 
 
+def _real_scratch(calls: int, tasks: int, together: int, iterations: int) -> dict[str, Floats]:
+    sizes = {
+        "trade_weight": calls,
+        "part": calls,
+        "mixed": calls,
+        "trial": tasks + 2,
+        "task_seconds": tasks,
+        "worth": calls,
+        "solution": tasks,
+        "tableau": (max(together, _packed(calls)) + 1) * (tasks + 1),
+        "distance": iterations * calls,
+    }
+    return {name: np.zeros(size) for name, size in sizes.items()}
+
+
 def _packed(calls: int) -> int:
     """The most sets of calls of which none contains another (Sperner)."""
     return math.comb(calls, calls // 2) if calls <= MAX_CALLS_WITH_MEMORY else 0
@@ -225,6 +234,14 @@ def _movers(train: Ints) -> list[int]:
         if owner >= 0 and owner != call:
             movers.setdefault(int(owner), call)
     return list(movers.values())
+
+
+def _users(train: Ints, tree: OptionTree) -> Ints:
+    """[C], of each train call the first other call of its model, if it may follow, else −1."""
+    users = np.full(len(train), -1, dtype=np.int64)
+    for call in _movers(train):
+        users[train[call]] = call if tree.follow[call] >= 0 else -1
+    return users
 
 
 def _later(calls: int, window: list[tuple[int, int]], train: Ints, movers: list[int]) -> list[int]:

@@ -11,39 +11,51 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+_NO_MOVE, _UNKNOWN_MOVE = -1, -2
+
+
+@inlined
+def _chosen_move(r: Relaxation, ints: Ints, choice: Ints, c: int) -> int:
+    """Where the seconds of the reallocation before call `c` stand; `_NO_MOVE` where there is
+    none or may be none, `_UNKNOWN_MOVE` where not both options are chosen."""
+    if may_follow(r, ints, choice, c):
+        return _NO_MOVE
+    one = ints[r.option + choice[ints[r.train + c]]]
+    two = ints[r.option + choice[c]]
+    if one < 0 or two < 0:
+        return _UNKNOWN_MOVE
+    source = ints[r.layout + one]
+    target = ints[r.layout + two]
+    if source < 0 or target < 0 or source == target:
+        return _NO_MOVE
+    return int(ints[r.matrix_start + c] + source * ints[r.matrix_size + c] + target)
+
+
+@inlined
+def _pair_of_groups(r: Relaxation, ints: Ints, choice: Ints, c: int) -> int:
+    """Where the least facts of moves between the two sets' groups of layouts stand."""
+    columns = ints[r.group + choice[ints[r.train + c]]] * ints[r.least_columns + c]
+    return int(ints[r.least_start + c] + columns + ints[r.group + choice[c]])
+
+
 @inlined
 def move_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> float:
     """Fewest seconds of the reallocation before call `c`."""
-    if may_follow(r, ints, choice, c):
+    move = _chosen_move(r, ints, choice, c)
+    if move == _NO_MOVE:
         return 0.0
-    t = ints[r.train + c]
-    one = ints[r.option + choice[t]]
-    two = ints[r.option + choice[c]]
-    if one >= 0 and two >= 0:
-        source = ints[r.layout + one]
-        target = ints[r.layout + two]
-        if source < 0 or target < 0 or source == target:
-            return 0.0
-        at = ints[r.matrix_start + c] + source * ints[r.matrix_size + c] + target
-        return float(reals[r.matrix + at])
-    at = ints[r.least_start + c] + ints[r.group + choice[t]] * ints[r.least_columns + c]
-    return float(reals[r.least + at + ints[r.group + choice[c]]])
+    if move >= 0:
+        return float(reals[r.matrix + move])
+    return float(reals[r.least + _pair_of_groups(r, ints, choice, c)])
 
 
 @inlined
 def _surely_moves(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> bool:
     """Whether call `c` waits for a reallocation, whichever options are chosen."""
-    if may_follow(r, ints, choice, c):
-        return False
-    train = ints[r.train + c]
-    one = ints[r.option + choice[train]]
-    two = ints[r.option + choice[c]]
-    if one >= 0 and two >= 0:
-        source = ints[r.layout + one]
-        target = ints[r.layout + two]
-        return bool(source >= 0 and target >= 0 and source != target)
-    at = ints[r.least_start + c] + ints[r.group + choice[train]] * ints[r.least_columns + c]
-    return bool(reals[r.moved + at + ints[r.group + choice[c]]] > 0.0)
+    move = _chosen_move(r, ints, choice, c)
+    if move == _UNKNOWN_MOVE:
+        return bool(reals[r.moved + _pair_of_groups(r, ints, choice, c)] > 0.0)
+    return bool(move >= 0)
 
 
 @inlined

@@ -49,10 +49,8 @@ class PassingDigests:
             flat = self._parameters.flat[part.tensor]
             if flat.dtype == self._dtype:
                 sums = self._on(flat.device)
-                if self._fixed and isinstance(sums, CompiledSums):
-                    sums.add_once(part.key, flat, part.rectangle)
-                else:
-                    sums.add(part.key, flat, part.rectangle)
+                add = sums.add_fixed if self._fixed else sums.add
+                add(part.key, flat, part.rectangle)
                 continue
             assert elements is not None, "cast elements are only in the chunk"
             sums = self._on(elements.device)

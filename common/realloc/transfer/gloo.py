@@ -83,7 +83,7 @@ class GlooCommunicator(MessageCommunicator):
     def _start(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> GlooPending:
-        operation = self._operation(direction, buffer, peer, round)
+        operation = self._operation(direction, buffer.nbytes, peer, round)
         if self._group is None:
             raise operation.failed("the communicator is closed")
         start = getattr(self._group, _METHOD[direction])  # not in torch's stubs

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from realloc.core.errors import Unavailable
 from realloc.transfer.communicator import Direction, Memory, Operation, Region
 from realloc.transfer.links import Link, LinkClosed, Offer, OfferedPart, Use
-
-MAX_OPERATIONS = 256
+from realloc.transfer.own_end import OwnEnd
 
 
 class Fence(Protocol):
@@ -102,7 +101,7 @@ class PeerLoan:
         self.owner.give_back(self)
 
 
-class LendingCommunicator:
+class LendingCommunicator(OwnEnd):
     """See `Communicator`. Sends from memory that can be lent are not copied."""
 
     def __init__(
@@ -114,11 +113,9 @@ class LendingCommunicator:
         segments: Segments,
         device: torch.device,
     ) -> None:
-        self._endpoint = endpoint
-        self._num_endpoints = num_endpoints
+        super().__init__(endpoint=endpoint, num_endpoints=num_endpoints, device=device)
         self._links = dict(links)
         self._segments = segments
-        self._device = device
         self._numbers = itertools.count()
         self._adopted: dict[int, tuple[int, StorageWeakRef]] = {}
         self._shown: set[tuple[int, int]] = set()
@@ -127,31 +124,8 @@ class LendingCommunicator:
         self._offered = dict.fromkeys(links, 0)
         self._released: deque[tuple[Fence, PeerLoan]] = deque()
 
-    @property
-    def endpoint(self) -> int:
-        return self._endpoint
-
-    @property
-    def num_endpoints(self) -> int:
-        return self._num_endpoints
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def max_operations(self) -> int:
-        return MAX_OPERATIONS
-
-    @property
-    def batch_size(self) -> int:
-        return 1
-
     def memory(self, peer: int) -> Memory:
         return self._segments.memory
-
-    def group(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
         return self._segments.allocate(size_bytes)
@@ -333,12 +307,3 @@ class LendingCommunicator:
         if link is None:
             raise operation.failed("no connection to the peer")
         return link
-
-    def _operation(self, direction: Direction, size_bytes: int, peer: int, round: int) -> Operation:
-        return Operation(
-            endpoint=self._endpoint,
-            direction=direction,
-            peer=peer,
-            round=round,
-            size_bytes=size_bytes,
-        )

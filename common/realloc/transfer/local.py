@@ -105,7 +105,7 @@ class LocalCommunicator(MessageCommunicator):
     def _post(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> LocalPending:
-        operation = self._operation(direction, buffer, peer, round)
+        operation = self._operation(direction, buffer.nbytes, peer, round)
         pending = LocalPending(operation=operation, buffer=buffer, finished=threading.Event())
         self._world.post(pending)
         return pending

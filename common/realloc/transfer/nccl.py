@@ -138,7 +138,7 @@ class NcclCommunicator(MessageCommunicator):
     def _start(
         self, direction: Direction, buffer: torch.Tensor, peer: int, round: int
     ) -> NcclPending:
-        operation = self._operation(direction, buffer, peer, round)
+        operation = self._operation(direction, buffer.nbytes, peer, round)
         if self._group is None:
             raise operation.failed("the communicator is closed")
         try:

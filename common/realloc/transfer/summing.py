@@ -81,6 +81,11 @@ class DigestSums(Protocol):
         """Add a rectangle of a flat tensor, elements of 2 or 4 bytes, to a sum."""
         ...
 
+    def add_fixed(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
+        """As `add`, of elements that nobody writes: what is added to several sums may be read
+        once."""
+        ...
+
     def settle(self) -> None:
         """Read all that was added, if it was not yet: its memory may change afterwards."""
         ...
@@ -109,8 +114,7 @@ class CompiledSums:
         self._weights = segment_weights()
         self._known: dict[tuple[int, Rectangle], Int64] = {}
 
-    def add_once(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
-        """As `add`; a rectangle that was added before, to whatever key, is not read again."""
+    def add_fixed(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
         place, total = (flat.data_ptr(), rectangle), self._sums[key : key + 1]
         if place not in self._known:
             before = total.copy()
@@ -269,6 +273,9 @@ class TorchSums:
     def add(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
         for tile in rectangle.tiles(len(self._bits)):
             self._sums[key].add_(self._weighed(flat, tile).sum())
+
+    def add_fixed(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
+        self.add(key, flat, rectangle)
 
     def settle(self) -> None:
         """All has been read, in the order of the stream."""

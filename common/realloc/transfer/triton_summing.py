@@ -81,6 +81,9 @@ class TritonSums:
             if len(rows) == _MOST_COLLECTED:
                 self._sum(shape)
 
+    def add_fixed(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
+        self.add(key, flat, rectangle)
+
     def settle(self) -> None:
         for shape in list(self._collected):
             self._sum(shape)

@@ -104,7 +104,7 @@ def test_what_was_summed_once_counts_for_others_too() -> None:
         rectangle = Rectangle(
             start=start, rows=2, cols=20, row_stride=25, canonical_start=7, canonical_stride=40
         )
-        sums.add_once(key, flat, rectangle)
+        sums.add_fixed(key, flat, rectangle)
         expected.add(key, flat, rectangle)
     assert sums.values().tolist() == expected.values().tolist()
 

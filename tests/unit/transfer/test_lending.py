@@ -3,12 +3,15 @@ device."""
 
 import socket
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
 import torch
 
 from realloc.core.errors import Unavailable
+from realloc.core.transfer import TransferProgram
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.communicator import Memory
 from realloc.transfer.executor import TransferReport, execute
@@ -110,6 +113,34 @@ def parameters(of: list[Holding], canonical: list[torch.Tensor]) -> dict[str, to
     }
 
 
+def executed(
+    programs: Sequence[TransferProgram],
+    communicators: Sequence[LendingCommunicator],
+    staging: Sequence[StagingBuffers],
+    source: dict[str, torch.Tensor],
+    destination: dict[str, torch.Tensor],
+    moved: str,
+    arrived: Callable[[Arrival], None],
+) -> tuple[TransferReport, TransferReport]:
+    """Both ends' reports, each from a thread of its own."""
+
+    def run(endpoint: int) -> TransferReport:
+        return execute(
+            programs[endpoint],
+            communicators[endpoint],
+            {} if endpoint else source,
+            destination if endpoint else {},
+            staging=staging[endpoint],
+            dtype=moved,
+            timeout_seconds=20.0,
+            arrived=arrived,
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        sent, received = threads.map(run, range(2), timeout=30)
+    return sent, received
+
+
 @pytest.mark.parametrize("memory", [Memory.OPEN, Memory.LENT])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("moved", ["float32", "bfloat16"])
@@ -133,37 +164,10 @@ def test_parameters_are_used_in_place_and_given_back(
     ]
     for _ in range(2):
         destination = {name: shadow.fill_(torch.nan) for name, shadow in shadows.items()}
-        reports: list[TransferReport | Exception] = [TimeoutError()] * 2
         complete: list[Arrival] = []
-
-        def run(
-            endpoint: int,
-            destination: dict[str, torch.Tensor] = destination,
-            reports: list[TransferReport | Exception] = reports,
-            complete: list[Arrival] = complete,
-        ) -> None:
-            try:
-                reports[endpoint] = execute(
-                    programs[endpoint],
-                    communicators[endpoint],
-                    {} if endpoint else source,
-                    destination if endpoint else {},
-                    staging=staging[endpoint],
-                    dtype=moved,
-                    timeout_seconds=20.0,
-                    arrived=complete.append,
-                )
-            except Exception as error:
-                reports[endpoint] = error
-
-        threads = [threading.Thread(target=run, args=(e,)) for e in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        sent, received = reports
-        assert isinstance(sent, TransferReport), sent
-        assert isinstance(received, TransferReport), received
+        sent, received = executed(
+            programs, communicators, staging, source, destination, moved, complete.append
+        )
         for name, tensor in parameters(want, canonical).items():
             assert torch.equal(destination[name], tensor.to(DTYPES[moved]).to(DTYPES[stored]))
         assert {c: d for (_, c), d in sent.sent_digests.items()} == received.received_digests
