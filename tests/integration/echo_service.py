@@ -1,7 +1,8 @@
 """A service for the tests of `realloc.rpc`: it does what the text of a request says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -22,24 +23,32 @@ class Echo:
         self.entered = asyncio.Event()
 
     async def Say(self, request: StringValue, context: Any) -> StringValue:
-        await self._act(request.value)
+        with self._noticing_cancellation():
+            await self._act(request.value)
         if self.elsewhere is not None:
             return StringValue(value=await self.elsewhere(request.value))
         return StringValue(value=request.value)
 
     async def Repeat(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         """Three answers, then whatever the text asks for."""
-        for _ in range(3):
-            yield StringValue(value=request.value)
-        await self._act(request.value)
+        with self._noticing_cancellation():
+            for _ in range(3):
+                yield StringValue(value=request.value)
+            await self._act(request.value)
+
+    @contextmanager
+    def _noticing_cancellation(self) -> Iterator[None]:
+        """Wherever it strikes: a client may leave while an answer is still being written."""
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
 
     async def _act(self, text: str) -> None:
         self.entered.set()
         if text == "wait":
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.cancelled.set()
+            await asyncio.Event().wait()
         if text == "cancelled inside":
             task = asyncio.ensure_future(asyncio.Event().wait())
             asyncio.get_running_loop().call_soon(task.cancel)
