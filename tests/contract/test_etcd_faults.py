@@ -168,7 +168,7 @@ def three_etcds(etcd_binary: Path, tmp_path: Path) -> Iterator[list[EtcdServer]]
         yield servers
     finally:
         for server in servers:
-            server.kill()
+            server.close()
 
 
 async def test_members_of_etcd_may_die_one_after_the_other(three_etcds: list[EtcdServer]) -> None:

@@ -41,7 +41,7 @@ def members(
         yield servers
     finally:
         for server in servers:
-            server.kill()
+            server.close()
 
 
 def within(work: Callable[[], Awaitable[None]]) -> None:
