@@ -25,7 +25,7 @@ from realloc.core.job import IterationReport, Job, JobState, ReallocationReport
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("run")
 REPORT = Path("demo-report.json")
-START_SECONDS = 150.0
+START_SECONDS = 400.0
 STOP_SECONDS = 60.0
 _SHOW_EVERY_SECONDS = 2.0
 

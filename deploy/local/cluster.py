@@ -17,7 +17,7 @@ from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 ENDPOINTS_FILE = "endpoints.json"
 
 
