@@ -300,7 +300,7 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
         async with toy_store(wrap={"generation-1": Held}) as held:
             held.train(1)
             moving = asyncio.create_task(
-                held.reallocator.reallocate(order(1, timeout_seconds=10.0))
+                held.reallocator.reallocate(order(1, timeout_seconds=4.0))
             )
             await reached.wait()
             await held.reallocator.release("job")
@@ -386,7 +386,7 @@ def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
             with pytest.raises(
                 Conflict, match=r"trainer-\d .*actor is at version 1 here and version 2"
             ):
-                await held.reallocator.reallocate(order(2))
+                await held.reallocator.reallocate(order(2, timeout_seconds=4.0))
             held.assert_serves(None)
             assert await phases(held) == [Phase.ABORTED]
 
