@@ -22,7 +22,13 @@ import torch
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.store import Store
-from tests.support.toy_shards import toy_canonical, toy_parameters, toy_replica, toy_trainer
+from tests.support.toy_shards import (
+    PartyAround,
+    toy_canonical,
+    toy_parameters,
+    toy_replica,
+    toy_trainer,
+)
 from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, member
 
 START_SECONDS = 300.0
@@ -30,33 +36,30 @@ PHASES = ("prepare", "digest", "transfer", "transferred", "commit")
 """Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit."""
 
 
-class HaltingParty:
+class HaltingParty(PartyAround):
     """A party that halts in the armed phase, before it does what the phase is about."""
 
     def __init__(self, party: Any, gate: "Gate") -> None:
-        self._party = party
+        super().__init__(party)
         self._gate = gate
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._party, name)
 
     async def check(self, prepared: Any) -> None:
         await self._gate.passes("prepare")
-        await self._party.check(prepared)
+        await self.party.check(prepared)
 
     async def digest(self, prepared: Any) -> Any:
         await self._gate.passes("digest")
-        return await self._party.digest(prepared)
+        return await self.party.digest(prepared)
 
     async def execute(self, prepared: Any) -> Any:
         await self._gate.passes("transfer")
-        reports = await self._party.execute(prepared)
+        reports = await self.party.execute(prepared)
         await self._gate.passes("transferred")
         return reports
 
     async def commit(self, prepared: Any, weight_version: int) -> None:
         await self._gate.passes("commit")
-        await self._party.commit(prepared, weight_version)
+        await self.party.commit(prepared, weight_version)
 
 
 class Gate:

@@ -67,6 +67,16 @@ def toy_parameters(
     }
 
 
+class PartyAround:
+    """A party that does what the one within does, but for what a subclass does."""
+
+    def __init__(self, party: TransferParty) -> None:
+        self.party = party
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.party, name)
+
+
 class ToyTrainerEngine:
     """Holds parameters as a trainer's engine does."""
 

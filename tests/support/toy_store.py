@@ -1,6 +1,7 @@
 """A param-store in the test's process, with toy shards around it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +20,10 @@ from services.param_store.device_queue import DeviceQueue
 from services.param_store.model import Model, PlacedLayout
 from services.param_store.orders import ReallocationOrder
 from services.param_store.participants import Processes
+from services.param_store.phases import Phase
 from services.param_store.plans import Plans, architecture_of
 from services.param_store.reallocator import Reallocator
+from services.param_store.records import Records
 from services.param_store.registry import Registry
 from tests.support.toy_shards import (
     Parameters,
@@ -50,6 +53,7 @@ MODEL = Model(
     head=Head.LM,
     layouts=(SOURCE,),
 )
+TEST_SECONDS = 180.0
 ARCHITECTURE: ModelArchitecture = architecture_of(MODEL)
 
 
@@ -78,6 +82,21 @@ def member(name: str, address: str, incarnation: str = "1") -> Member:
         device=int(device),
         node=0,
     )
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario to its end."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(TEST_SECONDS):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+async def phases(held: "ToyStore") -> list[Phase]:
+    """Phases of all records."""
+    return [record.value.phase for record in await Records(held.store).list()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

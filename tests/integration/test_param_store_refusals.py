@@ -1,0 +1,156 @@
+"""What a param-store and its shards refuse; nothing changes then."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from realloc.reallocation.layouts.provider import RankLayout, local_parameters
+from services.param_store import plans
+from services.param_store.model import PlacedLayout
+from services.param_store.phases import Phase
+from tests.support.toy_shards import PartyAround
+from tests.support.toy_store import (
+    SOURCE,
+    TARGET,
+    order,
+    phases,
+    run,
+    toy_store,
+)
+
+
+def test_the_wrong_element_type_names_tensor_and_rank() -> None:
+    """float32 is asked for and the engine runs bfloat16: nothing moves."""
+
+    async def scenario() -> None:
+        async with toy_store(dtype=torch.bfloat16) as held:
+            held.train(1)
+            with pytest.raises(InvalidInput) as caught:
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None, dtype=torch.bfloat16)
+            text = str(caught.value)
+            assert "generation-0" in text
+            assert "generation-1" in text
+            assert "rank 1 of vllm:d2t1p1@0-1: " in text
+            assert "model.embed_tokens.weight is bfloat16 here and float32 is asked for" in text
+            assert await phases(held) == [Phase.ABORTED]
+
+    run(scenario())
+
+
+def test_another_shape_and_a_missing_tensor_are_named_with_their_rank() -> None:
+    """All problems of all shards at once; nothing changes, and the next request works."""
+
+    def transpose(parameters: dict[str, torch.Tensor]) -> None:
+        name = "decoder.layers.0.mlp.linear_fc1.weight"
+        parameters[name] = parameters[name].t().contiguous()
+
+    def drop(parameters: dict[str, torch.Tensor]) -> None:
+        del parameters["model.norm.weight"]
+
+    async def scenario() -> None:
+        changes = {"trainer-1": transpose, "generation-0": drop}
+        async with toy_store(change=changes) as held:
+            with pytest.raises(InvalidInput) as caught:
+                await held.reallocator.reallocate(order(1))
+            found = {(each.path, each.reason) for each in caught.value.problems}
+            assert found == {
+                (
+                    "trainer-1: programs[0]",
+                    "rank 1 of megatron:d1t2p1@0-1: decoder.layers.0.mlp.linear_fc1.weight has "
+                    "shape 64×128 here and 128×64 in the layout",
+                ),
+                (
+                    "generation-0: programs[0]",
+                    "rank 0 of vllm:d2t1p1@0-1: model.norm.weight is not here; is this another "
+                    "model, or another layout of it?",
+                ),
+            }
+
+    run(scenario())
+
+
+def test_boxes_that_overlap_are_refused_before_anything_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layout whose table stores two tensors in one place: parameter and rank are named."""
+
+    def overlapping(architecture: Any, layout: Any, rank: int) -> RankLayout:
+        table = local_parameters(architecture, layout, rank)
+        start = table.blocks.start.copy()
+        fused = np.flatnonzero(np.diff(table.blocks.tensor) == 0)[0]
+        start[fused + 1] = start[fused]
+        return replace(table, blocks=replace(table.blocks, start=start))
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            monkeypatch.setattr(plans, "local_parameters", overlapping)
+            with pytest.raises(InvalidInput, match=r"rank 0 of megatron:d1t2p1@0-1: \S+ has boxes"):
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None)
+            assert await phases(held) == []
+
+    run(scenario())
+
+
+def test_a_layout_that_the_model_cannot_have_is_refused() -> None:
+    """Missing ranks, unknown processes, wrong devices, and degrees that do not divide."""
+
+    async def scenario() -> None:
+        with pytest.raises(InvalidInput, match="nobody holds rank 1"):
+            PlacedLayout(layout=TARGET.layout, shards=("generation-0",))
+        async with toy_store() as held:
+            stranger = replace(TARGET, shards=("generation-0", "generation-7"))
+            with pytest.raises(NotFound, match=r"generation-7.*rank 1 of vllm:d2t1p1@0-1"):
+                await held.reallocator.reallocate(order(1, target=stranger))
+            swapped = replace(TARGET, shards=("generation-1", "generation-0"))
+            with pytest.raises(InvalidInput, match=r"rank 0 .* lives on device 0"):
+                await held.reallocator.reallocate(order(1, target=swapped))
+            with pytest.raises(InvalidInput, match="trainer-0"):
+                await held.reallocator.reallocate(
+                    order(1, target=replace(TARGET, shards=SOURCE.shards))
+                )
+            with pytest.raises(NotFound, match="no model"):
+                await held.reallocator.reallocate(order(1, model_id="critic"))
+            assert await phases(held) == []
+
+    run(scenario())
+
+
+def test_a_shard_that_does_not_answer_is_named_and_nothing_changes() -> None:
+    """Unavailable within the deadline, with the process and its rank."""
+
+    async def scenario() -> None:
+        class Silent(PartyAround):
+            async def check(self, prepared: Any) -> None:
+                await asyncio.Event().wait()
+
+        async with toy_store(wrap={"generation-1": Silent}) as held:
+            held.train(1)
+            with pytest.raises(Unavailable, match=r"generation-1 \(rank 1 of vllm:d2t1p1@0-1\)"):
+                await held.reallocator.reallocate(order(1, timeout_seconds=3.0))
+            held.assert_serves(None)
+
+    run(scenario())
+
+
+def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
+    """Neither one to come nor one that is gone: the error names process and versions."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            held.train(1)
+            with pytest.raises(
+                Conflict, match=r"trainer-\d .*actor is at version 1 here and version 2"
+            ):
+                await held.reallocator.reallocate(order(2, timeout_seconds=4.0))
+            held.assert_serves(None)
+            assert await phases(held) == [Phase.ABORTED]
+
+    run(scenario())
