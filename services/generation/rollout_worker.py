@@ -54,6 +54,8 @@ class RolloutStream:
         # Holds at most one entry per request, and one error.
         self._arrived: asyncio.Queue[Rollout | ReallocError] = asyncio.Queue()
         self.prompt_tokens = {one.request_id: len(one.prompt_tokens) for one in requests}
+        self.left = False
+        """The caller has gone; set before its requests are given up."""
 
     def send(self, item: Rollout | ReallocError) -> None:
         """Hand over a rollout or an error; called by the engine's thread."""
@@ -140,6 +142,7 @@ class RolloutWorker:
                 left.discard(rollout.request_id)
                 yield rollout
         finally:
+            stream.left = True
             self._cancelled.extend((stream, name) for name in left)
 
     async def parameter_specs(
@@ -228,6 +231,8 @@ class RolloutWorker:
 
     def _begin(self, requests: Sequence[RolloutRequest], stream: RolloutStream) -> None:
         self._abort_cancelled()
+        if stream.left:  # while this command's turn came: what it gave up is forgotten by now
+            return
         if self._broken is not None:
             raise self._broken
         ids = [one.request_id for one in requests]

@@ -11,9 +11,9 @@ from realloc.core.errors import Conflict, InvalidInput, JobFailed, ResourceExhau
 from realloc.core.transfer import ParameterSpec, TransferProgram, TransferSession
 from realloc.transfer.executor import TransferReport
 from services.generation.engine import EngineSpec, Rollout, RolloutRequest
-from services.generation.rollout_worker import RolloutWorker
+from services.generation.rollout_worker import RolloutStream, RolloutWorker
 
-SECONDS = 5.0
+SECONDS = 60.0
 SPEC = EngineSpec(
     hf_config="{}", tensor_parallel=1, max_model_len=8, dtype="float32", kv_cache_bytes=1, seed=0
 )
@@ -156,7 +156,11 @@ def test_callers_share_the_engine() -> None:
         engine.gate.clear()
         calls = [
             asyncio.create_task(
-                collect(worker.generate([request(f"{i}-{j}") for j in range(4)], timeout_seconds=5))
+                collect(
+                    worker.generate(
+                        [request(f"{i}-{j}") for j in range(4)], timeout_seconds=SECONDS
+                    )
+                )
             )
             for i in range(3)
         ]
@@ -197,7 +201,9 @@ def test_leaving_the_iterator_aborts_the_rest() -> None:
         asked = [request("quick", tokens=1), request("endless", tokens=10**9)]
         async with aclosing(worker.generate(asked, timeout_seconds=SECONDS)) as rollouts:
             assert (await anext(rollouts)).request_id == "quick"
-        assert len(await collect(worker.generate([request("endless")], timeout_seconds=5))) == 1
+        assert (
+            len(await collect(worker.generate([request("endless")], timeout_seconds=SECONDS))) == 1
+        )
         assert engine.aborted == ["endless"]
 
     run(work)
@@ -220,13 +226,37 @@ def test_a_cancelled_caller_aborts_its_requests() -> None:
     run(work)
 
 
+def test_a_caller_that_leaves_while_its_requests_begin_leaves_none_behind() -> None:
+    """Whenever it goes: before their turn, in it, or after."""
+
+    async def work(worker: RolloutWorker, engine: CountingEngine) -> None:
+        begins, left = worker._begin, asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def begin_late(requests: Sequence[RolloutRequest], stream: RolloutStream) -> None:
+            loop.call_soon_threadsafe(call.cancel)
+            asyncio.run_coroutine_threadsafe(left.wait(), loop).result(SECONDS)
+            begins(requests, stream)
+
+        worker._begin = begin_late  # type: ignore[method-assign]
+        call = asyncio.create_task(
+            collect(worker.generate([request("a", tokens=10**9)], timeout_seconds=SECONDS))
+        )
+        await asyncio.gather(call, return_exceptions=True)
+        left.set()
+        await worker.load(SPEC, timeout_seconds=SECONDS)
+        assert not engine.running
+
+    run(work)
+
+
 def test_the_deadline_names_how_many_rollouts_are_missing() -> None:
     """A call that takes too long ends in time and leaves nothing running."""
 
     async def work(worker: RolloutWorker, engine: CountingEngine) -> None:
         asked = [request("a", tokens=1), request("b", tokens=10**9)]
-        with pytest.raises(Unavailable, match=r"1 of 2 rollouts did not end within 0.3 s"):
-            await collect(worker.generate(asked, timeout_seconds=0.3))
+        with pytest.raises(Unavailable, match=r"1 of 2 rollouts did not end within 2 s"):
+            await collect(worker.generate(asked, timeout_seconds=2.0))
         await worker.load(SPEC, timeout_seconds=SECONDS)
         assert worker.num_running == 0
 
