@@ -22,7 +22,9 @@ from realloc.shard.registration import registration
 from realloc.shard.transfer_service import TransferServicer
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.link_meter import measure_links
+from services.trainer.call_inputs import CallInputs
 from services.trainer.config import TrainerConfig
+from services.trainer.job_calls import JobCalls
 from services.trainer.megatron_engine import MegatronEngine
 from services.trainer.model_locks import ModelLocks
 from services.trainer.servicer import TrainerServicer
@@ -65,19 +67,19 @@ async def build(config: TrainerConfig) -> AsyncIterator[App]:
         sources = TrainerTransfers(engine, endpoint, locks)
         stack.callback(sources.close)
         transfers = TransferServicer(sources)
+        job = JobCalls(engine=engine, calls=calls, locks=locks, abandon=_exit)
         servicer = TrainerServicer(
             engine=engine,
-            calls=calls,
+            job=job,
+            inputs=CallInputs(job, reader),
             locks=locks,
             batches=batches,
-            reader=reader,
             transfers=transfers,
             measure=partial(
                 measure_links,
                 host=config.reachable_host,
                 device=cuda or torch.device("cpu"),
             ),
-            abandon=_exit,
         )
         yield shard_app(
             own=(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer),

@@ -18,7 +18,9 @@ from realloc.shard.batches import BatchStore
 from realloc.shard.ordered_calls import OrderedCalls
 from realloc.shard.transfer_service import TransferServicer
 from realloc.wire.convert import to_proto
+from services.trainer.call_inputs import CallInputs
 from services.trainer.engine import CallSettings, JobWorld, ModelSpec, TrainResult
+from services.trainer.job_calls import JobCalls
 from services.trainer.model_locks import ModelLocks
 from services.trainer.progress import Progress
 from services.trainer.servicer import TrainerServicer
@@ -64,15 +66,15 @@ async def serving(engine: ToyEngine, locks: ModelLocks) -> AsyncIterator[Trainer
     """A service in a job whose deadline is short; nothing may break the process."""
     abandoned: list[str] = []
     calls, batches = OrderedCalls("test"), BatchStore(capacity_bytes=1)
+    job = JobCalls(engine=engine, calls=calls, locks=locks, abandon=abandoned.append)  # type: ignore[arg-type]
     service = TrainerServicer(
         engine=engine,  # type: ignore[arg-type]
-        calls=calls,
+        job=job,
+        inputs=CallInputs(job, BatchReader(batches, timeout_seconds=1)),
         locks=locks,
         batches=batches,
-        reader=BatchReader(batches, timeout_seconds=1),
         transfers=TransferServicer(object()),  # type: ignore[arg-type]
         measure=lambda _: None,  # type: ignore[arg-type, return-value]
-        abandon=abandoned.append,
     )
     await service.StartJob(pb.StartJobRequest(job_id="job", timeout_seconds=0.2), None)
     yield service
