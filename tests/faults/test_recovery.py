@@ -10,11 +10,11 @@ import pytest
 
 from realloc.core.errors import JobFailed, NotFound, Unavailable
 from realloc.core.experiment import Experiment
-from realloc.core.job import IterationReport, Job, JobState
-from tests.support.running_cluster import RunningCluster, experiment
+from realloc.core.job import Job, JobState
+from tests.support.running_cluster import RunningCluster, experiment, numbers
 
 ITERATIONS = 18
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 400.0
 
 
 def work(cluster: RunningCluster, folder: Path | None, **checkpoint: Any) -> Experiment:
@@ -35,13 +35,6 @@ def wait_until(cluster: RunningCluster, job_id: str, done: Callable[[Job], bool]
         except (Unavailable, NotFound):
             cluster.wait_ready()
     raise AssertionError(f"after {WAIT_SECONDS} s it is {found}")
-
-
-def numbers(reports: tuple[IterationReport, ...]) -> list[dict[str, float]]:
-    return [
-        {name: value for name, value in report.metrics.items() if not name.startswith("perf/")}
-        for report in reports
-    ]
 
 
 def test_a_job_outlives_trainer_param_store_and_scheduler(

@@ -1,7 +1,6 @@
 """Echo services, channels to them, and how their calls fail."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,8 +12,6 @@ from realloc.core.errors import ReallocError
 from realloc.rpc.channel import Channel, connect, connect_sync
 from realloc.rpc.server import App, running
 from tests.integration.echo_service import SERVICE, Echo, EchoStub, add_to_server
-
-TEST_SECONDS = 60.0
 
 
 @asynccontextmanager
@@ -29,16 +26,6 @@ async def echo_pair() -> AsyncIterator[tuple[Echo, Channel, EchoStub]]:
     echo = Echo()
     async with echo_server(echo) as address, connect(address) as channel:
         yield echo, channel, EchoStub(channel)
-
-
-def within(work: Callable[[], Awaitable[None]]) -> None:
-    """Run a test's coroutine under a deadline."""
-
-    async def limited() -> None:
-        async with asyncio.timeout(TEST_SECONDS):
-            await work()
-
-    asyncio.run(limited())
 
 
 async def all_answers(stream: Any) -> list[str]:

@@ -1,8 +1,7 @@
 """Every rpc of every service is shut to whoever has no right certificate or token."""
 
-import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -26,9 +25,9 @@ from realloc.security.certificates import make_certificates
 from realloc.security.roles import ALLOWED, CLIENT_SERVICE, PEOPLE, PROCESSES, Role, may_call
 from realloc.security.tls import ChannelSecurity, client_security, peer_security
 from realloc.security.tokens import TokenFile, create_token, revoke_token
+from tests.support.deadline import within
 from tests.support.every_rpc import METHODS, SERVICES, outcome
 
-SECONDS = 60.0
 UNSERVED = next(each for each in METHODS if each.name == "SubmitJob")
 """A method that a server without servicers does not have."""
 
@@ -74,14 +73,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys(
         ours=folder / "ours", strangers=folder / "strangers", tokens=tokens, token_of=token_of
     )
-
-
-def within(work: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(SECONDS):
-            await work()
-
-    asyncio.run(limited())
 
 
 @asynccontextmanager

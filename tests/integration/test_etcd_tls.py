@@ -1,22 +1,20 @@
 """etcd over mutual TLS: three real members, our client, and those who may not come in."""
 
-import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdServer
 from realloc.config import ServiceConfig
 from realloc.coordination.etcd_store import EtcdStore, store_of
 from realloc.core.errors import Unauthenticated, Unavailable
 from realloc.security.certificates import make_certificates
 from realloc.security.tls import ETCD_NAME, ChannelSecurity, client_security, peer_security
-
-SECONDS = 240.0
+from tests.support.deadline import within
+from tests.support.etcd_clusters import three_members
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +30,8 @@ def members(
     certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[EtcdServer]]:
     tls_dir = certificates / "ours" / "etcd"
-    servers = EtcdServer.cluster(find_etcd(), tmp_path_factory.mktemp("etcd"), 3, tls_dir=tls_dir)
-    try:
-        for server in servers:
-            server.launch()
-        for server in servers:
-            server.wait_ready()
+    with three_members(tmp_path_factory.mktemp("etcd"), tls_dir=tls_dir) as servers:
         yield servers
-    finally:
-        for server in servers:
-            server.close()
-
-
-def within(work: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(SECONDS):
-            await work()
-
-    asyncio.run(limited())
 
 
 def security(folder: Path, server_name: str = ETCD_NAME) -> ChannelSecurity:

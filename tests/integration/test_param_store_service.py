@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,8 @@ from realloc.telemetry.recorded import read_spans
 from realloc.wire.convert import to_proto
 from services.param_store.app import build
 from services.param_store.config import ParamStoreConfig
-from tests.support.toy_store import MODEL, TARGET, name_version, toy_shards
-
-TEST_SECONDS = 240.0
+from tests.support.deadline import TEST_SECONDS
+from tests.support.toy_store import MODEL, TARGET, name_version, run, toy_shards
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +85,6 @@ def reallocation(version: int, **changes: Any) -> pb.ReallocateRequest:
         "timeout_seconds": 20.0,
     }
     return pb.ReallocateRequest(**(plain | changes))
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    """Run a scenario with a deadline."""
-    asyncio.run(asyncio.wait_for(scenario, TEST_SECONDS))
 
 
 def test_models_are_read_listed_and_watched(etcd: EtcdServer) -> None:

@@ -19,10 +19,10 @@ from realloc.core.checkpoint_folder import MARKER
 from realloc.core.errors import Conflict, InvalidInput, JobFailed, NotFound
 from realloc.core.experiment import Experiment
 from realloc.core.job import IterationReport, Job, JobState
-from tests.support.running_cluster import RunningCluster, experiment
+from tests.support.running_cluster import RunningCluster, experiment, numbers
 
 ITERATIONS = 4
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 400.0
 
 
 def work(cluster: RunningCluster, folder: Path | None, **changes: Any) -> Experiment:
@@ -42,14 +42,6 @@ def wait_until(job: JobHandle, done: Callable[[Job], bool]) -> Job:
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
     return found
-
-
-def numbers(reports: tuple[IterationReport, ...]) -> list[dict[str, float]]:
-    """The metrics of each iteration that do not measure time."""
-    return [
-        {name: value for name, value in report.metrics.items() if not name.startswith("perf/")}
-        for report in reports
-    ]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

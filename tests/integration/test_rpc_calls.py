@@ -19,9 +19,9 @@ from tests.integration.echo_calls import (
     echo_server,
     failure_of,
     sync_failure_of,
-    within,
 )
 from tests.integration.echo_service import SERVICE, Echo, EchoStub
+from tests.support.deadline import within
 
 REPOSITORY = Path(__file__).parents[2]
 

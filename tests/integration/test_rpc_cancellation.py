@@ -11,8 +11,8 @@ from tests.integration.echo_calls import (
     all_answers,
     echo_pair,
     failure_of,
-    within,
 )
+from tests.support.deadline import within
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])

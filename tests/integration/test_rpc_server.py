@@ -17,9 +17,9 @@ from tests.integration.echo_calls import (
     echo_pair,
     echo_server,
     failure_of,
-    within,
 )
 from tests.integration.echo_service import SERVICE, Echo, EchoStub, add_to_server
+from tests.support.deadline import within
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 

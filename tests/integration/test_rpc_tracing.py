@@ -20,9 +20,9 @@ from tests.integration.echo_calls import (
     all_answers,
     echo_server,
     failure_of,
-    within,
 )
 from tests.integration.echo_service import SERVICE, Echo, EchoStub
+from tests.support.deadline import within
 
 EDGES = {
     ("client job", "client Say"),

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from deploy.local.cluster import LocalCluster, LocalSettings
 from realloc.client.client import Client
 from realloc.client.experiment_file import parse_experiment
 from realloc.core.experiment import Experiment
+from realloc.core.job import IterationReport
 from tests.tiny_models import tiny_config, tiny_tokenizer
 
 START_SECONDS = 600.0
@@ -154,3 +155,11 @@ def plain_experiment(folder: Path, algorithm: str, **changes: Any) -> dict[str, 
         "call_timeout_seconds": 60,
     }
     return {**plain, **changes}
+
+
+def numbers(reports: Sequence[IterationReport]) -> list[dict[str, float]]:
+    """The metrics of each iteration that do not measure time."""
+    return [
+        {name: value for name, value in report.metrics.items() if not name.startswith("perf/")}
+        for report in reports
+    ]

@@ -25,6 +25,7 @@ from services.param_store.plans import Plans, architecture_of
 from services.param_store.reallocator import Reallocator
 from services.param_store.records import Records
 from services.param_store.registry import Registry
+from tests.support.deadline import TEST_SECONDS
 from tests.support.toy_shards import (
     Parameters,
     ToyShard,
@@ -53,7 +54,6 @@ MODEL = Model(
     head=Head.LM,
     layouts=(SOURCE,),
 )
-TEST_SECONDS = 180.0
 ARCHITECTURE: ModelArchitecture = architecture_of(MODEL)
 
 

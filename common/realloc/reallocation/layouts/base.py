@@ -47,11 +47,12 @@ class LayoutProvider(ABC):
     ) -> tuple[int, ...]:
         """Pipeline rank that holds each layer."""
 
-    @abstractmethod
     def layer_prefixes(
         self, architecture: ModelArchitecture, strategy: ParallelStrategy
     ) -> tuple[str, ...]:
-        """What stands before the names of each layer's parameters on its ranks."""
+        """What stands before the names of each layer's parameters on its ranks; here as in a
+        checkpoint of Hugging Face."""
+        return tuple(f"model.layers.{layer}." for layer in range(architecture.num_layers))
 
     @abstractmethod
     def layer(

@@ -28,11 +28,6 @@ class HuggingFaceLayout(LayoutProvider):
     ) -> tuple[int, ...]:
         return (0,) * architecture.num_layers
 
-    def layer_prefixes(
-        self, architecture: ModelArchitecture, strategy: ParallelStrategy
-    ) -> tuple[str, ...]:
-        return tuple(f"model.layers.{layer}." for layer in range(architecture.num_layers))
-
     def layer(
         self, architecture: ModelArchitecture, strategy: ParallelStrategy, slice_: int
     ) -> tuple[LocalTensor, ...]:

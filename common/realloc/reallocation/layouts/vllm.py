@@ -46,11 +46,6 @@ class VllmLayout(LayoutProvider):
         sizes = _stage_sizes(architecture.num_layers, strategy.pipeline)
         return tuple(stage for stage, size in enumerate(sizes) for _ in range(size))
 
-    def layer_prefixes(
-        self, architecture: ModelArchitecture, strategy: ParallelStrategy
-    ) -> tuple[str, ...]:
-        return tuple(f"model.layers.{layer}." for layer in range(architecture.num_layers))
-
     def layer(
         self, architecture: ModelArchitecture, strategy: ParallelStrategy, slice_: int
     ) -> tuple[LocalTensor, ...]:
