@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from realloc.core.transfer import Int64
 from realloc.transfer.chunks import Chunk, LocalCopy
 from realloc.transfer.communicator import (
     Borrowed,
@@ -23,7 +22,7 @@ from realloc.transfer.ledger import Ledger
 from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
 from realloc.transfer.staging import StagingBuffers
-from realloc.transfer.streams import Piece, Stream
+from realloc.transfer.streams import Piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +64,6 @@ class Carrier:
         self._chunk_elements = staging.chunk_bytes // dtype.itemsize
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         self._lends = destination.all_of(dtype) and all(map(communicator.lends, destination.used))
-
-    def runs(self, direction: Direction, stream: Stream, least: int) -> Int64:
-        """Begin and end of the runs of a stream that may move as they are, [runs, 2]."""
-        parameters = self._source if direction is Direction.SEND else self._destination
-        movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(least, movable)
 
     def buffers_for(self, chunk: Chunk) -> int:
         """Most staging buffers that a chunk takes."""

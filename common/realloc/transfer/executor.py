@@ -18,12 +18,10 @@ import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
-from realloc.transfer.agreement import agree_on_cuts
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.carrier import Carrier, InFlight
 from realloc.transfer.chunks import Chunk, ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction
-from realloc.transfer.cuts import LEAST_RUN_BYTES
 from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
@@ -188,7 +186,6 @@ class Execution:
         """Move everything; see `execute`."""
         began = time.monotonic()
         self._source.synchronize()  # peers may read it by themselves
-        self._cut()
         for batch in self._chunks.batches(self._batch_size()):
             self._make_ready(batch.chunks)
             with self._communicator.group():
@@ -203,17 +200,6 @@ class Execution:
         self._source.synchronize()
         self._destination.synchronize()
         return self._report(began)
-
-    def _cut(self) -> None:
-        """Cut all streams, as their other sides do."""
-        try:
-            least = max(1, LEAST_RUN_BYTES // self._dtype.itemsize)
-            agree_on_cuts(
-                self._chunks, self._carrier.runs, self._communicator, least, self._deadline
-            )
-        except Unavailable as error:
-            names = self._program.source_tensors + self._destination.names
-            raise self._named(error, names) from error
 
     def _batch_size(self) -> int:
         # Of chunks that are cast for open memory each may need half of the buffers. One buffer is
