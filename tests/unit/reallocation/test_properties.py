@@ -137,7 +137,7 @@ def _check_limits(case, plan):
         assert (operations <= case.limits.max_operations).all()
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=200)
 @given(cases())
 def test_both_sides_cut_a_message_alike_around_long_runs(case):
     """Sender and receiver have the same cuts; between two of them, what is part of a long run on

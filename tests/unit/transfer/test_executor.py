@@ -129,8 +129,8 @@ def test_any_split_becomes_any_other(
     rounds: int,
     cut_at: list[int],
 ) -> None:
-    """Random splits, meshes, chunk sizes and cuts: bit-identical weights, digests that agree with each
-    other and with the definition."""
+    """Random splits, meshes, chunk sizes and cuts: bit-identical weights, digests that agree with
+    each other and with the definition."""
     generator = torch.Generator().manual_seed(splits)
     canonical = [torch.randn(shape, generator=generator) for shape in shapes]
     first = 0 if overlap else num_source
