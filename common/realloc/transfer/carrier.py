@@ -30,7 +30,6 @@ class InFlight:
     """A chunk under way, and what it takes up."""
 
     chunk: Chunk
-    pieces: tuple[Piece, ...]
     pending: Pending
     buffers: tuple[torch.Tensor, ...] = ()
     """Staging buffers that the chunk moves through, if it does."""
@@ -85,7 +84,7 @@ class Carrier:
         else:
             lends = sending if memory is Memory.OPEN else not sending
             start = self._start_loan if lends else self._start_borrowing
-        return start(chunk, chunk.pieces())
+        return start(chunk)
 
     def started(self, item: InFlight) -> None:
         """Enter what was sent into the ledger."""
@@ -127,8 +126,9 @@ class Carrier:
             self._ledger.received(received, elements)
             self._staging.give_back(buffer)
 
-    def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_send(self, chunk: Chunk) -> InFlight:
         """Send the parameters' own memory where it will do, else pack."""
+        pieces = chunk.pieces()
         buffers: tuple[torch.Tensor, ...] = ()
         entered = False
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
@@ -138,7 +138,6 @@ class Carrier:
         pending = self._communicator.send(elements, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk,
-            pieces=pieces,
             pending=pending,
             buffers=buffers,
             elements=(elements,),
@@ -153,25 +152,23 @@ class Carrier:
         self._source.pack(pieces, elements)
         return False
 
-    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_receive(self, chunk: Chunk) -> InFlight:
         """Receive into the parameter, or into a buffer to be unpacked."""
         buffers: tuple[torch.Tensor, ...] = ()
-        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
+        elements = self._destination.direct(chunk.pieces(), self._dtype, self._communicator.device)
         if elements is None:
             buffers, (elements,) = self._take_buffers(chunk)
         pending = self._communicator.receive(elements, peer=chunk.peer, round=chunk.round)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
-        )
+        return InFlight(chunk=chunk, pending=pending, buffers=buffers, elements=(elements,))
 
-    def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_loan(self, chunk: Chunk) -> InFlight:
         """Lend the parameters themselves, to be read or written; staging where they will not do."""
         sending = chunk.direction is Direction.SEND
         own = self._source if sending else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
         elements: tuple[torch.Tensor, ...] = ()
         if own.all_of(self._dtype) if sending else self._lends:
-            views = [own.strip(piece).view() for piece in pieces]
+            views = [own.strip(piece).view() for piece in chunk.pieces()]
         else:
             buffers, elements = self._take_buffers(chunk)
             if sending:
@@ -180,11 +177,9 @@ class Carrier:
                 own.synchronize()
             views = [part.view(1, -1) for part in elements]
         pending = self._communicator.lend(views, peer=chunk.peer, round=chunk.round)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
-        )
+        return InFlight(chunk=chunk, pending=pending, buffers=buffers, elements=elements)
 
-    def _start_borrowing(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_borrowing(self, chunk: Chunk) -> InFlight:
         """Use the peer's memory, through staging where elements change their type."""
         own = self._source if chunk.direction is Direction.SEND else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
@@ -195,7 +190,6 @@ class Carrier:
         borrowed = self._communicator.borrow(size_bytes, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk,
-            pieces=pieces,
             pending=borrowed,
             buffers=buffers,
             elements=elements,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import TransferProgram
+from realloc.core.transfer import Int32, TransferProgram
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.carrier import Carrier, InFlight
 from realloc.transfer.chunks import Chunk, ProgramChunks
@@ -150,6 +150,7 @@ class Execution:
         self._deadline = deadline
         self._window = max(1, min(max_in_flight, communicator.max_operations))
         self._in_flight: deque[InFlight] = deque()
+        self._relays = self._reads_received(program.sends.blocks.tensor)
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
         if communicator.device.type == "cuda":
@@ -214,7 +215,7 @@ class Execution:
             len(self._in_flight) + len(batch) > self._window or self._staging.num_free < needed
         ):
             self._finish_oldest()
-        if any(self._passes_on(chunk) for chunk in batch):
+        if self._relays and any(self._passes_on(chunk) for chunk in batch):
             # A program passes on what came at least two rounds before. What the process copied
             # itself in these is in place already.
             arrived = batch[0].round - 2
@@ -226,10 +227,11 @@ class Execution:
             self._destination.synchronize()
 
     def _passes_on(self, chunk: Chunk) -> bool:
-        first_destination = len(self._program.source_tensors)
-        return chunk.direction is Direction.SEND and bool(
-            (chunk.stream.tensor >= first_destination).any()
-        )
+        return chunk.direction is Direction.SEND and self._reads_received(chunk.stream.tensor)
+
+    def _reads_received(self, tensors: Int32) -> bool:
+        """Whether some of what is sent is what was received before."""
+        return bool((tensors >= len(self._program.source_tensors)).any())
 
     def _start(self, chunk: Chunk) -> InFlight:
         try:
