@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from deploy.local.parent import ending_with_parent
 from realloc.client.client import Client, JobHandle
 from realloc.client.experiment_file import load_experiment
 from realloc.client.report import iteration_line, plan_table, stage_medians, stages_table
@@ -24,7 +25,7 @@ from realloc.core.job import IterationReport, Job, JobState, ReallocationReport
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("run")
 REPORT = Path("demo-report.json")
-START_SECONDS = 150.0
+START_SECONDS = 400.0
 STOP_SECONDS = 60.0
 _SHOW_EVERY_SECONDS = 2.0
 
@@ -171,7 +172,7 @@ def local_cluster() -> Iterator[None]:
     endpoints = RUN / "endpoints.json"
     endpoints.unlink(missing_ok=True)
     cluster = subprocess.Popen(
-        [sys.executable, "-m", "deploy.local"],
+        ending_with_parent([sys.executable, "-m", "deploy.local"]),
         env=os.environ | {"REALLOC_PROFILE": str(Path("run/profile.json").absolute())},
         start_new_session=True,
     )

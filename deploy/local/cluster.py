@@ -1,6 +1,5 @@
 """A whole cluster on this machine: etcd, the five services, one shard of each kind per device."""
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Self
 
 from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdMember
+from deploy.local.ports import ReservedPorts
 from deploy.local.programs import service_program
 from deploy.local.stages import Stages
 from deploy.local.supervisor import Program, Supervised
@@ -17,7 +17,7 @@ from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 ENDPOINTS_FILE = "endpoints.json"
 
 
@@ -44,6 +44,7 @@ class LocalCluster:
         self._settings = settings
         self._report = report
         self._stages = Stages(report)
+        self._ports = ReservedPorts(2)
         self._etcd_endpoint = ""
         self.endpoints: dict[str, str] = {}
         """Address of each process by name; filled when all are ready."""
@@ -52,17 +53,17 @@ class LocalCluster:
         """Start everything and wait until every process is registered.
 
         Raises:
+            EtcdNotFound: there is none, or it did not start; the message says what to do.
             Unavailable: not all were ready in time; the message says who is missing.
         """
         for folder in ("logs", "traces", "etcd"):
             (self._settings.run_dir / folder).mkdir(parents=True, exist_ok=True)
         (self._settings.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
-        member = EtcdMember.on_free_ports("local", self._settings.run_dir / "etcd")
+        member = EtcdMember.on(self._ports, "local", self._settings.run_dir / "etcd")
         binary = self._settings.etcd or find_etcd()
         self._report(f"starting etcd on {member.endpoint}")
         await self._stages.start([self._etcd(member, binary)])
-        while not await asyncio.to_thread(member.answers):
-            await asyncio.sleep(0.05)
+        await member.answered(self._log("etcd"))
         self._report("starting services")
         for stage in self._service_stages(member.endpoint):
             await self._stages.start(stage)
@@ -70,9 +71,10 @@ class LocalCluster:
         await self.wait_ready()
 
     async def stop(self) -> None:
-        """Stop all, the last stage first."""
+        """Stop all, the last stage first; it cannot be started again."""
         (self._settings.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
         await self._stages.stop()
+        self._ports.close()
 
     def supervised(self, name: str) -> Supervised:
         """The supervisor of one process."""

@@ -1,5 +1,6 @@
 """etcd: a member's command line, and a process on loopback that can be killed and restarted."""
 
+import asyncio
 import os
 import platform
 import signal
@@ -13,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local.etcd_binary import EtcdNotFound
+from deploy.local.ports import LOOPBACK, ReservedPorts
 from realloc.addresses import is_loopback, join
 
-LOOPBACK = "127.0.0.1"
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
 """Longest waits for a start and for an orderly stop."""
 
@@ -36,12 +37,16 @@ class EtcdMember:
     talks in the clear."""
 
     @staticmethod
-    def on_free_ports(
-        name: str, data: Path, *, host: str = LOOPBACK, tls_dir: Path | None = None
+    def on(
+        ports: ReservedPorts,
+        name: str,
+        data: Path,
+        *,
+        host: str = LOOPBACK,
+        tls_dir: Path | None = None,
     ) -> "EtcdMember":
-        """A member on two ports of this machine that nobody listens on now."""
-        with socket.create_server((host, 0)) as one, socket.create_server((host, 0)) as other:
-            client_port, peer_port = one.getsockname()[1], other.getsockname()[1]
+        """A member on the first two of reserved ports."""
+        client_port, peer_port = ports.numbers[:2]
         return EtcdMember(
             name=name,
             client_port=client_port,
@@ -115,6 +120,21 @@ class EtcdMember:
             return False
         return True
 
+    async def answered(self, log: Path) -> None:
+        """Wait until it does.
+
+        Raises:
+            EtcdNotFound: it did not in time; the message names its log.
+        """
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not await asyncio.to_thread(self.answers):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise EtcdNotFound(
+                f"etcd did not listen on {self.endpoint} within {READY_SECONDS:g} s; see {log}"
+            ) from None
+
 
 class EtcdServer:
     """A running member; ``with`` starts it and stops it."""
@@ -123,7 +143,8 @@ class EtcdServer:
         self, binary: Path, folder: Path, *, name: str = "local", tls_dir: Path | None = None
     ) -> None:
         """``folder``: gets the data and the log, by the member's name."""
-        self.member = EtcdMember.on_free_ports(name, folder / f"{name}-data", tls_dir=tls_dir)
+        self._ports = ReservedPorts(2)
+        self.member = EtcdMember.on(self._ports, name, folder / f"{name}-data", tls_dir=tls_dir)
         self.others: tuple[EtcdMember, ...] = ()
         self._binary = binary
         self._log = folder / f"{name}.log"
@@ -183,6 +204,11 @@ class EtcdServer:
         """End it with SIGTERM, and with SIGKILL where that takes too long."""
         self._end(signal.SIGTERM)
 
+    def close(self) -> None:
+        """End it for good, as a crash does, and give its ports back."""
+        self.kill()
+        self._ports.close()
+
     def pause(self) -> None:
         """Let it hang with its connections open, as a partition does."""
         if self._process:
@@ -216,3 +242,4 @@ class EtcdServer:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        self._ports.close()

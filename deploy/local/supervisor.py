@@ -1,6 +1,6 @@
 """Keeps processes running: starts them stage by stage, restarts what ends, stops in reverse.
 
-No process outlives the supervisor, even when it is killed (setpriv --pdeathsig), and Ctrl-C
+No process outlives the supervisor, even when it is killed (`deploy.local.parent`), and Ctrl-C
 reaches the supervisor alone: it decides the order of the end.
 """
 
@@ -12,12 +12,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.local.parent import ending_with_parent
+
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 10.0
 _STEADY_SECONDS = 30.0
 """A process that ran so long may be restarted without backing off."""
-_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
-"""From util-linux; a Python hook would have to fork a process that has threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +98,7 @@ class Supervised:
     async def _run_once(self) -> int:
         with self.program.log.open("ab") if self.program.log else nullcontext() as log:
             self._process = await asyncio.create_subprocess_exec(
-                *_END_WITH_PARENT,
-                *self.program.command,
+                *ending_with_parent(self.program.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.local.etcd_server import EtcdMember
+from deploy.local.ports import ReservedPorts
 from deploy.local.stages import Stages
 from deploy.slurm.certificates import prepare_certificates, token_file
 from deploy.slurm.commands import address_of, hostnames, slurm
@@ -52,6 +53,7 @@ class Head:
         self._settings = settings
         self._endpoints = settings.run_dir / ENDPOINTS_FILE
         self._stages = Stages(_say)
+        self._ports: ReservedPorts | None = None
 
     async def start(self) -> None:
         """Start everything and publish the endpoints.
@@ -104,6 +106,8 @@ class Head:
         """Stop everything, the nodes first; scancel has signalled every process already."""
         self._endpoints.unlink(missing_ok=True)
         await self._stages.stop()
+        if self._ports is not None:
+            self._ports.close()
 
     def _own_address(self) -> str:
         """The address of this node that the other nodes and the login node reach."""
@@ -113,7 +117,9 @@ class Head:
         return next(filter(None, map(address_towards, peers)), "127.0.0.1")
 
     async def _start_etcd(self, place: Place) -> Place:
-        member = EtcdMember.on_free_ports(
+        self._ports = ReservedPorts(2, place.host)
+        member = EtcdMember.on(
+            self._ports,
             "slurm",
             self._settings.run_dir / "etcd",
             host=place.host,
@@ -121,8 +127,7 @@ class Head:
         )
         _say(f"starting etcd on {member.endpoint}")
         await self._stages.start([etcd_program(self._settings, member)])
-        while not await asyncio.to_thread(member.answers):
-            await asyncio.sleep(0.1)
+        await member.answered(self._settings.run_dir / "logs" / "etcd.log")
         return replace(place, etcd_endpoints=(member.endpoint,))
 
     async def _wait_ready(self, place: Place) -> dict[str, str]:

@@ -11,7 +11,7 @@ from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdServer
 from tests.contract.store_backends import EtcdBackend, MemoryBackend, StoreBackend
 
-TEST_SECONDS = 60.0
+TEST_SECONDS = 180.0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,7 +14,7 @@ from realloc.coordination.memory_database import MemoryDatabase
 from realloc.coordination.memory_store import MemoryStore
 from realloc.coordination.store import Store
 
-CALL_SECONDS = 2.0
+CALL_SECONDS = 20.0
 
 
 class StoreBackend(ABC):
@@ -26,8 +26,8 @@ class StoreBackend(ABC):
         """Keys of this test only: the etcd is shared."""
 
     @abstractmethod
-    async def open(self) -> Store:
-        """Another client of the same data."""
+    async def open(self, timeout_seconds: float = CALL_SECONDS) -> Store:
+        """Another client of the same data, and the deadline of its calls."""
 
     @abstractmethod
     def cut_off(self, store: Store) -> None:
@@ -54,8 +54,8 @@ class MemoryBackend(StoreBackend):
         super().__init__()
         self.database = MemoryDatabase()
 
-    async def open(self) -> Store:
-        store = MemoryStore(self.database, timeout_seconds=CALL_SECONDS)
+    async def open(self, timeout_seconds: float = CALL_SECONDS) -> Store:
+        store = MemoryStore(self.database, timeout_seconds=timeout_seconds)
         self.stores.append(store)
         return store
 
@@ -79,10 +79,10 @@ class EtcdBackend(StoreBackend):
         self.server = server
         self.wires: dict[Store, Wire] = {}
 
-    async def open(self) -> Store:
+    async def open(self, timeout_seconds: float = CALL_SECONDS) -> Store:
         wire = Wire(self.server.member.client_port)
         await wire.open()
-        store = EtcdStore([f"127.0.0.1:{wire.port}"], timeout_seconds=CALL_SECONDS)
+        store = EtcdStore([f"127.0.0.1:{wire.port}"], timeout_seconds=timeout_seconds)
         self.wires[store] = wire
         self.stores.append(store)
         return store

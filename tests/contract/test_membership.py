@@ -13,7 +13,8 @@ from realloc.coordination.store import Store
 from realloc.core.errors import NotFound, Unavailable
 from tests.contract.store_backends import StoreBackend
 
-TTL_SECONDS = 1
+SILENT_SECONDS = 2
+"""TTL of a member that is to fall silent."""
 
 
 def trainer(backend: StoreBackend, index: int, incarnation: str = "1") -> Member:
@@ -30,9 +31,9 @@ def trainer(backend: StoreBackend, index: int, incarnation: str = "1") -> Member
     )
 
 
-def registered(store: Store, member: Member) -> Registration:
-    """A registration with a short TTL."""
-    return Registration(store, member, ttl_seconds=TTL_SECONDS)
+def registered(store: Store, member: Member, ttl_seconds: int = 60) -> Registration:
+    """A registration which, unless a shorter time is asked for, outlives the test."""
+    return Registration(store, member, ttl_seconds=ttl_seconds)
 
 
 async def test_members_are_seen_as_they_come_and_go(backend: StoreBackend) -> None:
@@ -44,10 +45,10 @@ async def test_members_are_seen_as_they_come_and_go(backend: StoreBackend) -> No
         await stack.enter_async_context(registered(store, eleventh))
         await stack.enter_async_context(registered(store, first))
         async with registered(store, second):
-            there = await members.wait_for({first.kind: 3}, timeout_seconds=5)
+            there = await members.wait_for({first.kind: 3}, timeout_seconds=20)
             assert there == (first, second, eleventh)
             assert members.get(first.kind, "trainer-2") == second
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             assert await members.wait_left([first, second]) == second
         assert members.current(first.kind) == (first, eleventh)
         with pytest.raises(NotFound, match="there are trainer-1, trainer-11"):
@@ -59,7 +60,7 @@ async def test_waiting_for_members_names_who_is_there(backend: StoreBackend) -> 
     store = await backend.open()
     member = trainer(backend, 0)
     async with Members(store, member.kind) as members, registered(store, member):
-        await members.wait_for({member.kind: 1}, timeout_seconds=5)
+        await members.wait_for({member.kind: 1}, timeout_seconds=20)
         with pytest.raises(Unavailable, match=r"after 0\.1 s: 2 .* wanted, there are trainer-0"):
             await members.wait_for({member.kind: 2}, timeout_seconds=0.1)
 
@@ -68,12 +69,15 @@ async def test_a_member_that_falls_silent_leaves(backend: StoreBackend) -> None:
     """A member that is cut off has left after its TTL, and is back when it is connected."""
     store, watcher = await backend.open(), await backend.open()
     member = trainer(backend, 0)
-    async with Members(watcher, member.kind) as members, registered(store, member):
-        await members.wait_for({member.kind: 1}, timeout_seconds=5)
-        began = time.monotonic()
+    began = time.monotonic()
+    async with (
+        Members(watcher, member.kind) as members,
+        registered(store, member, SILENT_SECONDS),
+    ):
+        await members.wait_for({member.kind: 1}, timeout_seconds=20)
         backend.cut_off(store)
         assert await members.wait_left([member]) == member
-        assert 0.5 * TTL_SECONDS < time.monotonic() - began < TTL_SECONDS + 2.0
+        assert time.monotonic() - began >= SILENT_SECONDS
         backend.heal(store)
         assert await members.wait_for({member.kind: 1}, timeout_seconds=20) == (member,)
 
@@ -84,7 +88,7 @@ async def test_a_watcher_that_is_cut_off_keeps_what_it_knows(backend: StoreBacke
     stays, leaves = trainer(backend, 0), trainer(backend, 1)
     async with Members(watcher, stays.kind) as members, registered(store, stays):
         async with registered(store, leaves):
-            await members.wait_for({stays.kind: 2}, timeout_seconds=5)
+            await members.wait_for({stays.kind: 2}, timeout_seconds=20)
             backend.cut_off(watcher)
         await asyncio.sleep(0.2)
         assert members.current() == (stays, leaves)
@@ -101,11 +105,11 @@ async def test_a_restarted_member_replaces_its_former_self(backend: StoreBackend
         Members(new_store, old.kind) as members,
         registered(old_store, old) as old_registration,
     ):
-        await members.wait_for({old.kind: 1}, timeout_seconds=5)
+        await members.wait_for({old.kind: 1}, timeout_seconds=20)
         async with registered(new_store, new):
             assert await members.wait_left([old]) == old
-            assert await members.wait_for({old.kind: 1}, timeout_seconds=5) == (new,)
-            async with asyncio.timeout(5):
+            assert await members.wait_for({old.kind: 1}, timeout_seconds=20) == (new,)
+            async with asyncio.timeout(20):
                 await old_registration.replaced.wait()
             await old_registration.withdraw()
             await asyncio.sleep(0.1)
@@ -118,12 +122,12 @@ async def test_an_old_incarnation_does_not_come_back(backend: StoreBackend) -> N
     old, new = trainer(backend, 0, "old"), trainer(backend, 0, "new")
     async with (
         Members(new_store, old.kind) as members,
-        registered(old_store, old) as old_registration,
+        registered(old_store, old, SILENT_SECONDS) as old_registration,
     ):
         backend.cut_off(old_store)
         async with registered(new_store, new):
-            await members.wait_for({old.kind: 1}, timeout_seconds=5)
-            await asyncio.sleep(1.5 * TTL_SECONDS)
+            await members.wait_for({old.kind: 1}, timeout_seconds=20)
+            await asyncio.sleep(1.5 * SILENT_SECONDS)
             backend.heal(old_store)
             async with asyncio.timeout(20):
                 await old_registration.replaced.wait()
@@ -135,16 +139,16 @@ async def test_a_member_whose_key_is_deleted_registers_again(backend: StoreBacke
     store, operator = await backend.open(), await backend.open()
     member = trainer(backend, 0)
     async with Members(operator, member.kind) as members, registered(store, member):
-        await members.wait_for({member.kind: 1}, timeout_seconds=5)
+        await members.wait_for({member.kind: 1}, timeout_seconds=20)
         entry = await operator.get(member.key)
         assert entry is not None
         await operator.delete(member.key)
         await operator.wait_changed(entry)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not (again := await operator.get(member.key)):
                 await asyncio.sleep(0.01)
         assert again.value == entry.value
-        assert await members.wait_for({member.kind: 1}, timeout_seconds=5) == (member,)
+        assert await members.wait_for({member.kind: 1}, timeout_seconds=20) == (member,)
 
 
 async def test_changes_tell_who_joined_and_left(backend: StoreBackend) -> None:
@@ -154,7 +158,7 @@ async def test_changes_tell_who_joined_and_left(backend: StoreBackend) -> None:
     restarted = replace(first, incarnation="2")
     async with Members(store, first.kind) as members, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(registered(store, first))
-        await members.wait_for({first.kind: 1}, timeout_seconds=5)
+        await members.wait_for({first.kind: 1}, timeout_seconds=20)
         async with contextlib.aclosing(members.changes()) as changes:
             joined = MemberChange(kind=ChangeKind.JOINED, member=first)
             assert await anext(changes) == joined
@@ -171,7 +175,7 @@ async def test_an_unreadable_member_is_passed_over(backend: StoreBackend) -> Non
     member = trainer(backend, 0)
     await store.put(replace(member, name="broken").key, b"\xff{")
     async with Members(store, member.kind) as members, registered(store, member):
-        assert await members.wait_for({member.kind: 1}, timeout_seconds=5) == (member,)
+        assert await members.wait_for({member.kind: 1}, timeout_seconds=20) == (member,)
         with pytest.raises(Unavailable, match="broken is unreadable"):
             await members.wait_for({member.kind: 2}, timeout_seconds=0.1)
 
@@ -185,7 +189,7 @@ async def test_members_that_are_not_followed_are_not_waited_for(backend: StoreBa
         await asyncio.sleep(0.05)
         await members.close()
         with pytest.raises(Unavailable, match="not followed"):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 await waiting
 
 
@@ -197,9 +201,9 @@ async def test_only_the_living_come_back_after_all_were_forgotten(backend: Store
     async with Members(store, alive.kind) as members, registered(store, alive):
         for member in dead:
             await store.transact(put={member.key: member.to_json()})
-        await members.wait_for({alive.kind: 1 + len(dead)}, timeout_seconds=10)
+        await members.wait_for({alive.kind: 1 + len(dead)}, timeout_seconds=60)
         await forget_members(store)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for _ in members.changes():
                 if members.current() == (alive,):
                     break

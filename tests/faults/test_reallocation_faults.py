@@ -117,7 +117,7 @@ def halt(calls: Calls, version: int, name: str, phase: str) -> "Future[pb.Reallo
     """Start a reallocation and wait until a shard stands still in a phase."""
     calls.fleet.shards[name].ask("arm", phase)
     moving = calls.start(version + 1, phase)
-    assert calls.fleet.shards[name].wait_halted() == phase
+    assert calls.fleet.shards[name].wait_reached() == phase
     return moving
 
 
@@ -158,7 +158,9 @@ def test_a_shard_that_dies_while_digests_are_awaited_leaves_one_version(
 ) -> None:
     """It had moved all: whether its answer still came decides which version all others serve."""
     slow = next(name for name in TARGET.shards if name != victim)
+    calls.fleet.shards[victim].ask("tell", "transferred")
     moving = halt(calls, version, slow, "transferred")
+    calls.fleet.shards[victim].wait_reached()
     calls.fleet.kill(victim)
     calls.fleet.shards[slow].let_go()
     error = moving.exception(CALL_SECONDS)

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from deploy.local.ports import ReservedPorts
 from realloc.config import ServiceConfig
 from realloc.core.errors import NotFound, PermissionDenied, ReallocError, Unauthenticated
 from realloc.rpc.channel import connect
@@ -218,8 +218,7 @@ def test_health_needs_neither_token_nor_certificate(keys: Keys) -> None:
     """Probes ask the scheduler over TLS, and every service in the clear on its health port."""
 
     async def work() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = ports.numbers
         request = health_pb2.HealthCheckRequest()
         async with (
             serving(keys, "trainer", for_people=False, health_port=port),
@@ -235,7 +234,8 @@ def test_health_needs_neither_token_nor_certificate(keys: Keys) -> None:
             answer = await health_pb2_grpc.HealthStub(channel).Check(request)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
-    within(work)
+    with ReservedPorts(1) as ports:
+        within(work)
 
 
 def test_reflection_is_for_those_who_are_known(keys: Keys) -> None:

@@ -13,7 +13,7 @@ from realloc.transfer.rendezvous import TransferStore
 from tests.support.rank_processes import RankProcesses
 
 NUM_RANKS = 3
-SECONDS = 20.0
+SECONDS = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,6 @@ def test_a_rank_that_never_comes_is_an_error_in_time(
     ranks.start(measure, [(world(store, "lonely", rank, timeout_seconds=1.0),) for rank in (0, 1)])
     for rank in (0, 1):
         with pytest.raises((Unavailable, RuntimeError), match="rank"):
-            ranks.results([rank], timeout_seconds=SECONDS)
+            ranks.results([rank], timeout_seconds=3 * SECONDS)
     again = [(world(store, "again", rank),) for rank in range(NUM_RANKS)]
     assert len(ranks.run(measure, again, timeout_seconds=3 * SECONDS)) == NUM_RANKS

@@ -35,8 +35,9 @@ from tests.support.hand_made_cluster import COUNT, HandMadeCluster
 from tests.support.network_namespaces import NetworkNamespaces, why_not
 from tests.support.running_cluster import experiment, plain_experiment, write_task
 
-CUT_SECONDS = 45.0
-"""Longest until a cut is noticed, named and mended: a lease of 10 s, and deadlines of 10 s."""
+CUT_SECONDS = 240.0
+"""Longest until a cut is noticed, named and mended: a lease of 10 s and deadlines of 10 s, on a
+machine that may have other things to do."""
 WHY_NOT = why_not()
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -142,7 +143,7 @@ def test_every_rpc_of_every_process_is_shut_to_strangers(multi_host: HandMadeClu
         return len(served)
 
     async def work() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             first = {member.kind: member for member in members_at_once}
             counts = [await check(member) for member in first.values()]
         assert min(counts) > 0

@@ -5,7 +5,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,13 @@ import pytest
 
 from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdServer
+from deploy.local.ports import reserved
 from realloc.coordination.etcd_store import EtcdStore
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.rpc.probe import health_of
 
-READY_SECONDS = 90.0
+READY_SECONDS = 300.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,15 +33,42 @@ def etcd(tmp_path: Path) -> Iterator[str]:
         yield server.endpoint
 
 
-def free_ports(count: int) -> int:
-    """The first of so many consecutive ports on which nobody listens, below those that the kernel
-    gives to connections."""
-    while True:
-        first = random.randrange(20_000, 30_000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[int]:
+    """The first of so many consecutive ports, below those that the kernel gives out."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            first = random.randrange(20_000, 30_000)
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(reserved(port=port))
+                break
+            except OSError:
+                stack.close()
+        yield first
+
+
+@contextlib.contextmanager
+def running_node(
+    trainer_config: Path, first_port: int, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Node 1 of nodes with two devices, which uses five ports, the last one for its health."""
+    options = {
+        "node": 1,
+        "devices-per-node": 2,
+        "trainer-config": trainer_config,
+        "trainer-port": first_port,
+        "shard-health-port": first_port + 2,
+        "health-port": first_port + 4,
+        "log-dir": folder,
+    }
+    command = [sys.executable, "-m", "deploy.node", *(f"--{k}={v}" for k, v in options.items())]
+    node = subprocess.Popen(command, cwd=ROOT)
+    try:
+        yield node
+    finally:
+        node.kill()
+        node.wait()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -66,20 +93,8 @@ def test_trainers_of_a_node_register_come_back_and_end(etcd: str, tmp_path: Path
     the node unhealthy until its successor serves; SIGTERM leaves no process."""
     file = tmp_path / "trainer.yaml"
     file.write_text(f"etcd_endpoints: ['{etcd}']\n")
-    first = free_ports(5)
-    health = first + 4
-    options = {
-        "node": 1,
-        "devices-per-node": 2,
-        "trainer-config": file,
-        "trainer-port": first,
-        "shard-health-port": first + 2,
-        "health-port": health,
-        "log-dir": tmp_path,
-    }
-    command = [sys.executable, "-m", "deploy.node", *(f"--{k}={v}" for k, v in options.items())]
-    node = subprocess.Popen(command, cwd=ROOT)
-    try:
+    with reserved_ports(5) as first, running_node(file, first, tmp_path) as node:
+        health = first + 4
         wait_until(lambda: health_of(f"127.0.0.1:{health}") == "SERVING")
         before = trainers(etcd)
         assert {name: (each.device, each.node) for name, each in before.items()} == {
@@ -96,9 +111,6 @@ def test_trainers_of_a_node_register_come_back_and_end(etcd: str, tmp_path: Path
         assert after["trainer-3"].incarnation != before["trainer-3"].incarnation
         family = psutil.Process(node.pid).children(recursive=True)
         node.send_signal(signal.SIGTERM)
-        assert node.wait(timeout=60) == 0
+        assert node.wait(timeout=READY_SECONDS) == 0
         assert not [each for each in family if each.is_running()]
         assert trainers(etcd) == {}
-    finally:
-        node.kill()
-        node.wait()

@@ -33,7 +33,7 @@ from tests.support.toy_store import (
     toy_store,
 )
 
-TEST_SECONDS = 60.0
+TEST_SECONDS = 180.0
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -200,7 +200,7 @@ def test_a_shard_that_does_not_answer_is_named_and_nothing_changes() -> None:
         async with toy_store(wrap={"generation-1": Silent}) as held:
             held.train(1)
             with pytest.raises(Unavailable, match=r"generation-1 \(rank 1 of vllm:d2t1p1@0-1\)"):
-                await held.reallocator.reallocate(order(1, timeout_seconds=0.5))
+                await held.reallocator.reallocate(order(1, timeout_seconds=3.0))
             held.assert_serves(None)
 
     run(scenario())
@@ -299,7 +299,7 @@ def test_release_ends_a_reallocation_and_forgets_everything() -> None:
 
         async with toy_store(wrap={"generation-1": Held}) as held:
             held.train(1)
-            moving = asyncio.create_task(held.reallocator.reallocate(order(1, timeout_seconds=2.0)))
+            moving = asyncio.create_task(held.reallocator.reallocate(order(1, timeout_seconds=4.0)))
             await reached.wait()
             await held.reallocator.release("job")
             with pytest.raises(Unavailable, match="its job was released"):
@@ -384,7 +384,7 @@ def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
             with pytest.raises(
                 Conflict, match=r"trainer-\d .*actor is at version 1 here and version 2"
             ):
-                await held.reallocator.reallocate(order(2))
+                await held.reallocator.reallocate(order(2, timeout_seconds=4.0))
             held.assert_serves(None)
             assert await phases(held) == [Phase.ABORTED]
 

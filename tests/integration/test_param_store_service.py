@@ -29,7 +29,7 @@ from services.param_store.app import build
 from services.param_store.config import ParamStoreConfig
 from tests.support.toy_store import MODEL, TARGET, name_version, toy_shards
 
-TEST_SECONDS = 60.0
+TEST_SECONDS = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_models_are_read_listed_and_watched(etcd: EtcdServer) -> None:
             assert not (await stub.ListModels(pb.ListModelsRequest(job_id="none"))).models
             versions = []
             request = pb.WatchModelRequest(job_id="job", model_id="actor")
-            async with stub.WatchModel(request, timeout=30) as changes:
+            async with stub.WatchModel(request, timeout=120) as changes:
                 async for change in changes:
                     versions.append([each.weight_version for each in change.model.layouts])
                     if len(versions) == 1:
@@ -213,7 +213,7 @@ def test_what_a_reallocation_took_is_exported(etcd: EtcdServer, tmp_path: Path) 
             )
             try:
                 async with Members(store) as members:
-                    found = await members.wait_for({"param_store": 1}, timeout_seconds=30)
+                    found = await members.wait_for({"param_store": 1}, timeout_seconds=200)
                 async with connect(found[0].address) as channel:
                     stub = param_store_pb2_grpc.ParamStoreServiceStub(channel)
                     await stub.RegisterModel(registration())

@@ -23,7 +23,7 @@ from services.plan_search.config import PlanSearchConfig
 from tests.support.planning_messages import planning_message
 from tests.unit.cost.test_profile import profiled
 
-TEST_SECONDS = 120.0
+TEST_SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")

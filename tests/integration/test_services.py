@@ -19,7 +19,7 @@ SERVED = {
     "trainer-0": {"TrainerService", "BatchService", "TransferService"},
     "generation-1": {"GenerationService", "BatchService", "TransferService"},
 }
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -205,7 +205,7 @@ def test_a_killed_process_is_an_error_for_all_and_the_others_go_on(
     session = open_session(ranks, [None] * 4)
     ranks.run(transfer, [(session, program) for program in programs])  # all are connected
     ranks.start_one(3, die, ())
-    ranks.processes[3].join(10)
+    ranks.processes[3].join(60)
     ranks.start(survive, [(session, program) for program in programs[:3]])
     results = ranks.results(range(3), timeout_seconds=15)
     for rank, (error, untouched, kept) in enumerate(results):

@@ -15,6 +15,7 @@ import yaml
 
 from deploy.local.etcd_binary import find_etcd
 from deploy.local.etcd_server import EtcdMember
+from deploy.local.ports import ReservedPorts
 from tests.support.slurm_machine import SlurmMachine
 
 pytestmark = pytest.mark.slurm
@@ -175,8 +176,9 @@ def test_a_job_outlives_the_time_limit(machine: SlurmMachine) -> None:
 @contextmanager
 def own_etcd(machine: SlurmMachine, certificates: Path) -> Iterator[str]:
     """An etcd that the user started beside Slurm; its endpoint."""
-    member = EtcdMember.on_free_ports(
-        "given", machine.folder / "given-etcd", tls_dir=certificates / "etcd"
+    ports = ReservedPorts(2)
+    member = EtcdMember.on(
+        ports, "given", machine.folder / "given-etcd", tls_dir=certificates / "etcd"
     )
     command = shlex.join(member.command(find_etcd()))
     etcd = machine.popen("sh", "-c", f"exec {command} >given-etcd.log 2>&1")
@@ -187,6 +189,7 @@ def own_etcd(machine: SlurmMachine, certificates: Path) -> Iterator[str]:
     finally:
         etcd.terminate()
         etcd.wait(timeout=SECONDS)
+        ports.close()
 
 
 def test_a_given_etcd_and_given_certificates_are_used(machine: SlurmMachine) -> None:

@@ -49,7 +49,7 @@ class ThreadWorld:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         for result in results:
             if isinstance(result, Exception):
                 raise result

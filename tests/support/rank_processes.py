@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 
 class RankProcesses:
@@ -43,7 +43,7 @@ class RankProcesses:
         function: Callable[..., Any],
         arguments: Sequence[tuple[Any, ...]],
         *,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float = 120.0,
     ) -> list[Any]:
         """Run function(*arguments[r]) on rank r; the results by rank."""
         self.start(function, arguments)

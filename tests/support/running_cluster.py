@@ -18,7 +18,7 @@ from realloc.client.experiment_file import parse_experiment
 from realloc.core.experiment import Experiment
 from tests.tiny_models import tiny_config, tiny_tokenizer
 
-START_SECONDS = 150.0
+START_SECONDS = 600.0
 STOP_SECONDS = 60.0
 
 REWARDS = """
@@ -101,7 +101,7 @@ class RunningCluster:
         self._run(self._cluster.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_SECONDS)
-        _, left = psutil.wait_procs(family, timeout=5)
+        _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
         assert not left, f"processes are left: {left}"
 
     def _run(self, work: Any) -> None:

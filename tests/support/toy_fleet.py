@@ -25,7 +25,7 @@ from realloc.coordination.store import Store
 from tests.support.toy_shards import toy_canonical, toy_parameters, toy_replica, toy_trainer
 from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, member
 
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 PHASES = ("prepare", "digest", "transfer", "transferred", "commit")
 """Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit."""
 
@@ -60,16 +60,19 @@ class HaltingParty:
 
 
 class Gate:
-    """Stops the shard once, in the armed phase, until it is opened."""
+    """Tells once when the shard is in the armed phase, and stops it there until it is opened."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._armed = ""
         self._open = asyncio.Event()
 
-    def arm(self, phase: str) -> None:
+    def arm(self, phase: str, *, stops: bool = True) -> None:
         self._armed = phase
-        self._open.clear()
+        if stops:
+            self._open.clear()
+        else:
+            self._open.set()
 
     def open(self) -> None:
         self._armed = ""
@@ -78,7 +81,7 @@ class Gate:
     async def passes(self, phase: str) -> None:
         if phase == self._armed:
             self._armed = ""
-            self._pipe.send(("halted", phase))
+            self._pipe.send(("reached", phase))
             await self._open.wait()
 
 
@@ -110,6 +113,9 @@ async def _serve_shard(pipe: Connection, name: str, rank: int) -> None:
             elif command == "arm":
                 gate.arm(arguments[0])
                 pipe.send(("armed", arguments[0]))
+            elif command == "tell":
+                gate.arm(arguments[0], stops=False)
+                pipe.send(("armed", arguments[0]))
             else:
                 gate.open()
 
@@ -125,7 +131,7 @@ class ShardProcess:
     incarnation: str
 
     def ask(self, *command: Any) -> Any:
-        """Send a command and wait for its answer; a halt is no answer."""
+        """Send a command and wait for its answer."""
         self.pipe.send(command)
         return self.receive()[1]
 
@@ -140,10 +146,10 @@ class ShardProcess:
         message: tuple[str, Any] = self.pipe.recv()
         return message
 
-    def wait_halted(self) -> str:
-        """The phase in which it stands still now."""
+    def wait_reached(self) -> str:
+        """The armed phase, once it is there."""
         kind, phase = self.receive()
-        assert kind == "halted", kind
+        assert kind == "reached", kind
         return str(phase)
 
     def let_go(self) -> None:
@@ -187,14 +193,14 @@ class ToyFleet:
             self._end(name)
         if self._param_store is not None:
             self._param_store.kill()
-            self._param_store.wait(10)
+            self._param_store.wait(60)
 
     def kill(self, name: str) -> None:
         """SIGKILL; its name leaves etcd as it would with its lease."""
         if name == "param_store":
             assert self._param_store is not None
             self._param_store.kill()
-            self._param_store.wait(10)
+            self._param_store.wait(60)
             self._param_store = None
             asyncio.run(self._delete("/realloc/members/param_store/"))
             return
@@ -252,7 +258,7 @@ class ToyFleet:
     def _end(self, name: str) -> None:
         shard = self.shards.pop(name)
         os.kill(shard.process.pid, signal.SIGKILL)
-        shard.process.join(10)
+        shard.process.join(60)
         shard.pipe.close()
 
     async def _wait_param_store(self) -> None:

@@ -8,6 +8,7 @@ legal; their score has no token to stand on and is dropped.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,8 @@ def estimate_advantages(
 ) -> Advantages:
     """Generalised advantage estimation; a row ends in a terminal state of value 0.
 
+    All tensors are on the CPU.
+
     Args:
         rewards_BT: float32 [B, T], reward for each token.
         values_BT: float32 [B, T], the critic's value of the state before each token.
@@ -76,15 +79,18 @@ def estimate_advantages(
     Source: High-Dimensional Continuous Control Using Generalized Advantage Estimation,
     arXiv 1506.02438, eq. 16.
     """
-    advantages_BT = torch.zeros_like(rewards_BT)
-    next_value_B = next_advantage_B = rewards_BT.new_zeros(rewards_BT.shape[0])
-    for t in reversed(range(rewards_BT.shape[1])):
-        mask_B = mask_BT[:, t]
-        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        advantage_B = delta_B + gamma * gae_lambda * next_advantage_B
-        advantages_BT[:, t] = torch.where(mask_B, advantage_B, 0.0)
-        next_advantage_B = torch.where(mask_B, advantage_B, next_advantage_B)
-        next_value_B = torch.where(mask_B, values_BT[:, t], next_value_B)
+    # In columns and in numpy: a step over contiguous rows costs a third of one in torch.
+    rewards_TB, values_TB, mask_TB = (
+        x_BT.T.contiguous().numpy() for x_BT in (rewards_BT, values_BT, mask_BT)
+    )
+    advantages_TB = np.zeros_like(rewards_TB)
+    next_value_B = next_advantage_B = np.zeros(len(rewards_BT), rewards_TB.dtype)
+    for t in reversed(range(len(rewards_TB))):
+        delta_B = rewards_TB[t] + gamma * next_value_B - values_TB[t]
+        advantages_TB[t] = delta_B + gamma * gae_lambda * next_advantage_B
+        next_advantage_B = np.where(mask_TB[t], advantages_TB[t], next_advantage_B)
+        next_value_B = np.where(mask_TB[t], values_TB[t], next_value_B)
+    advantages_BT = torch.where(mask_BT, torch.from_numpy(advantages_TB).T, 0.0).contiguous()
     returns_BT = torch.where(mask_BT, advantages_BT + values_BT, 0.0)
     return Advantages(advantages_BT=advantages_BT, returns_BT=returns_BT)
 

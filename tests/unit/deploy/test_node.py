@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import deploy.node.agent
+from deploy.local.ports import ReservedPorts
 from deploy.local.supervisor import Program
 from deploy.node.agent import ALIVE, NOT_SERVING, SERVING, node
 from deploy.node.config import NodeConfig
@@ -91,7 +91,8 @@ def test_a_wrong_node_is_refused(fields):
 def test_a_node_is_healthy_when_all_its_shards_are(monkeypatch):
     """Health follows the shards: not before all serve, not while one is down, again after its
     restart. The supervisor itself is alive throughout."""
-    ports = free_ports(3)
+    reserved = ReservedPorts(3)
+    ports = reserved.numbers
     shards = tuple(toy_shard(f"toy-{index}", port) for index, port in enumerate(ports[:2]))
     monkeypatch.setattr(deploy.node.agent, "shards_of", lambda config: shards)
     monkeypatch.setattr(deploy.node.agent, "POLL_SECONDS", 0.05)
@@ -116,18 +117,10 @@ def test_a_node_is_healthy_when_all_its_shards_are(monkeypatch):
             watch.cancel()
             await channel.close()
 
-    asyncio.run(story())
+    with reserved:
+        asyncio.run(story())
     assert any("waiting for toy-0" in note for note in notes)
     assert notes[-1] == "all 2 shards serve"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def toy_shard(name: str, port: int) -> Shard:
