@@ -47,11 +47,13 @@ def make_programs(
     destinations: Sequence[Holding],
     num_endpoints: int,
     rounds: int | None = None,
+    cuts: Sequence[int] = (),
 ) -> list[TransferProgram]:
     """One program per endpoint: every destination rectangle is filled from the sources.
 
     Sources must not overlap. A pair (sender, receiver) moves in round
-    (receiver − sender) mod rounds; as many rounds as endpoints, if not told otherwise.
+    (receiver − sender) mod rounds; as many rounds as endpoints, if not told otherwise. Every
+    message is cut at the elements `cuts` that it has.
     """
     sends: dict[tuple[int, int], list[Block]] = defaultdict(list)
     receives: dict[tuple[int, int], list[Block]] = defaultdict(list)
@@ -67,7 +69,7 @@ def make_programs(
                 sends[pair].append(_block(here, rows, cols, width))
                 receives[pair].append(_block(there, rows, cols, width))
     return [
-        _program(endpoint, sends, receives, rounds or num_endpoints)
+        _program(endpoint, sends, receives, rounds or num_endpoints, cuts)
         for endpoint in range(num_endpoints)
     ]
 
@@ -91,14 +93,15 @@ def _program(
     sends: dict[tuple[int, int], list[Block]],
     receives: dict[tuple[int, int], list[Block]],
     rounds: int,
+    cuts: Sequence[int],
 ) -> TransferProgram:
     mine = {there: blocks for (here, there), blocks in sends.items() if here == endpoint}
     theirs = {here: blocks for (here, there), blocks in receives.items() if there == endpoint}
     sent, source_tensors = _messages(
-        {peer: ((peer - endpoint) % rounds, blocks) for peer, blocks in mine.items()}
+        {peer: ((peer - endpoint) % rounds, blocks) for peer, blocks in mine.items()}, cuts
     )
     received, destination_tensors = _messages(
-        {peer: ((endpoint - peer) % rounds, blocks) for peer, blocks in theirs.items()}
+        {peer: ((endpoint - peer) % rounds, blocks) for peer, blocks in theirs.items()}, cuts
     )
     return TransferProgram(
         endpoint=endpoint,
@@ -110,11 +113,15 @@ def _program(
     )
 
 
-def _messages(by_peer: dict[int, tuple[int, list[Block]]]) -> tuple[Messages, tuple[str, ...]]:
+def _messages(
+    by_peer: dict[int, tuple[int, list[Block]]], cuts: Sequence[int]
+) -> tuple[Messages, tuple[str, ...]]:
     order = sorted(by_peer, key=lambda peer: by_peer[peer][0])
     blocks = [block for peer in order for block in by_peer[peer][1]]
     names = tuple(dict.fromkeys(block.parameter for block in blocks))
     counts = [len(by_peer[peer][1]) for peer in order]
+    sizes = [sum(block.rows * block.cols for block in by_peer[peer][1]) for peer in order]
+    in_message = [sorted({cut for cut in cuts if cut <= size}) for size in sizes]
     columns = {
         name: np.array([getattr(block, name) for block in blocks], dtype=np.int64)
         for name in ("start", "rows", "cols", "row_stride", "canonical_start", "canonical_stride")
@@ -123,6 +130,8 @@ def _messages(by_peer: dict[int, tuple[int, list[Block]]]) -> tuple[Messages, tu
         peer=np.array(order, dtype=np.int32),
         round=np.array([by_peer[peer][0] for peer in order], dtype=np.int32),
         first_block=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        first_cut=np.cumsum([0, *map(len, in_message)]),
+        cut=np.array([cut for of in in_message for cut in of], dtype=np.int64),
         blocks=Blocks(
             tensor=np.array([names.index(block.parameter) for block in blocks], dtype=np.int32),
             canonical=np.array([block.canonical for block in blocks], dtype=np.int32),

@@ -69,6 +69,11 @@ class Messages:
     """[M] non-decreasing round in which the message moves."""
     first_block: Int64
     """[M + 1] message m is blocks first_block[m] … first_block[m + 1] − 1."""
+    first_cut: Int64
+    """[M + 1] message m has cuts first_cut[m] … first_cut[m + 1] − 1."""
+    cut: Int64
+    """[C] elements of the message, ascending, where a long run of memory begins or ends on either
+    side; both sides have the same. What moves between two of them may move in place."""
     blocks: Blocks
 
     def __len__(self) -> int:

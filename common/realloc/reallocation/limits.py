@@ -30,6 +30,9 @@ class TransferLimits:
     forward_bytes: int = 64 << 20
     """The same in plans where endpoints pass on what they receive: that waits for two rounds, so
     these are short."""
+    least_run_bytes: int = 4 << 20
+    """Runs of memory below this are packed together with their neighbours: where processes take
+    turns on their cores, an operation more costs as much as copying 1 MiB or more on each side."""
     max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""
@@ -41,6 +44,7 @@ class TransferLimits:
             for name, least in (
                 ("staging_bytes", 8 * self.max_operations),
                 ("forward_bytes", 8 * self.max_operations),
+                ("least_run_bytes", 1),
                 ("max_operations", 2),
             )
             if getattr(self, name) < least

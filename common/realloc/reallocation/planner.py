@@ -76,6 +76,7 @@ def plan_transfer(
             routes=routes,
             schedule=make_schedule(lines, routes, len(numbers), size, limits),
             num_endpoints=len(numbers),
+            least_run_elements=-(-limits.least_run_bytes // size),
         ),
         traffic=traffic_of(lines, have, want, routes, size),
     )

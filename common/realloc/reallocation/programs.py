@@ -13,7 +13,6 @@ import numpy as np
 
 from realloc.core.transfer import Messages, TransferProgram
 from realloc.reallocation.blocks import (
-    Places,
     blocks_of,
     merge_adjacent,
     receive_places,
@@ -23,6 +22,7 @@ from realloc.reallocation.blocks import (
 from realloc.reallocation.flows import Routes
 from realloc.reallocation.lines import Lines
 from realloc.reallocation.parts import Parts, parts_of
+from realloc.reallocation.runs import run_edges
 from realloc.reallocation.schedule import Schedule
 from realloc.reallocation.sides import Side
 
@@ -37,6 +37,8 @@ class PlannedPrograms(Sequence[TransferProgram]):
     routes: Routes
     schedule: Schedule
     num_endpoints: int
+    least_run_elements: int
+    """Of a run of memory that is worth an operation of its own."""
 
     def __len__(self) -> int:
         return self.num_endpoints
@@ -53,32 +55,47 @@ class PlannedPrograms(Sequence[TransferProgram]):
     def _program(self, endpoint: int) -> TransferProgram:
         parts = parts_of(self.lines, self.routes, self.schedule, endpoint)
         source_tensors = _names(self.source, endpoint)
-        send = send_places(parts.sends, self.source, self.destination, len(source_tensors))
-        receive = receive_places(parts.receives, self.destination)
         return TransferProgram(
             endpoint=endpoint,
             source_tensors=source_tensors,
             destination_tensors=_names(self.destination, endpoint),
-            sends=_messages(self.lines, parts.sends, send),
-            receives=_messages(self.lines, parts.receives, receive),
+            sends=self._messages(parts.sends, len(source_tensors), sending=True),
+            receives=self._messages(parts.receives, _most_tensors(self.source), sending=False),
             num_rounds=self.schedule.num_rounds,
         )
 
+    def _messages(self, parts: Parts, num_source: int, *, sending: bool) -> Messages:
+        """Parts with the same round and peer are one message.
 
-def _messages(lines: Lines, parts: Parts, places: Places) -> Messages:
-    """Parts with the same round and peer are one message."""
-    new = (np.diff(parts.peer, prepend=-1) != 0) | (np.diff(parts.round, prepend=-1) != 0)
-    first = np.flatnonzero(new)
-    rectangles = rectangles_of(lines, parts)
-    blocks, message = merge_adjacent(
-        blocks_of(lines, rectangles, places, parts), (np.cumsum(new) - 1)[rectangles.part]
-    )
-    return Messages(
-        peer=parts.peer[first].astype(np.int32),
-        round=parts.round[first].astype(np.int32),
-        first_block=np.searchsorted(message, np.arange(len(first) + 1)),
-        blocks=blocks,
-    )
+        Args:
+            num_source: as many as the sender has source parameters, or more.
+        """
+        new = (np.diff(parts.peer, prepend=-1) != 0) | (np.diff(parts.round, prepend=-1) != 0)
+        first = np.flatnonzero(new)
+        rectangles = rectangles_of(self.lines, parts)
+        message = (np.cumsum(new) - 1)[rectangles.part]
+        sent, received = (
+            blocks_of(self.lines, rectangles, places, parts)
+            for places in (
+                send_places(parts, self.source, self.destination, num_source),
+                receive_places(parts, self.destination),
+            )
+        )
+        first_cut, cut = run_edges((sent, received), message, len(first), self.least_run_elements)
+        blocks, message = merge_adjacent(sent if sending else received, message)
+        return Messages(
+            peer=parts.peer[first].astype(np.int32),
+            round=parts.round[first].astype(np.int32),
+            first_block=np.searchsorted(message, np.arange(len(first) + 1)),
+            first_cut=first_cut,
+            cut=cut,
+            blocks=blocks,
+        )
+
+
+def _most_tensors(side: Side) -> int:
+    """No rank has more parameters."""
+    return int((side.num_outer + side.num_layer * len(side.layer_stage)).max())
 
 
 def _names(side: Side, endpoint: int) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from realloc.core.transfer import Int64
 from realloc.transfer.chunks import Chunk, LocalCopy
 from realloc.transfer.communicator import (
     Borrowed,
@@ -23,7 +22,7 @@ from realloc.transfer.ledger import Ledger
 from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
 from realloc.transfer.staging import StagingBuffers
-from realloc.transfer.streams import Piece, Stream
+from realloc.transfer.streams import Piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,6 @@ class InFlight:
     """A chunk under way, and what it takes up."""
 
     chunk: Chunk
-    pieces: tuple[Piece, ...]
     pending: Pending
     buffers: tuple[torch.Tensor, ...] = ()
     """Staging buffers that the chunk moves through, if it does."""
@@ -66,12 +64,6 @@ class Carrier:
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         self._lends = destination.all_of(dtype) and all(map(communicator.lends, destination.used))
 
-    def runs(self, direction: Direction, stream: Stream, least: int) -> Int64:
-        """Begin and end of the runs of a stream that may move as they are, [runs, 2]."""
-        parameters = self._source if direction is Direction.SEND else self._destination
-        movable = parameters.in_place(self._dtype, self._communicator.device)
-        return stream.runs(least, movable)
-
     def buffers_for(self, chunk: Chunk) -> int:
         """Most staging buffers that a chunk takes."""
         lent = self._communicator.memory(chunk.peer) is not Memory.ANY
@@ -92,7 +84,7 @@ class Carrier:
         else:
             lends = sending if memory is Memory.OPEN else not sending
             start = self._start_loan if lends else self._start_borrowing
-        return start(chunk, chunk.pieces())
+        return start(chunk)
 
     def started(self, item: InFlight) -> None:
         """Enter what was sent into the ledger."""
@@ -134,8 +126,9 @@ class Carrier:
             self._ledger.received(received, elements)
             self._staging.give_back(buffer)
 
-    def _start_send(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_send(self, chunk: Chunk) -> InFlight:
         """Send the parameters' own memory where it will do, else pack."""
+        pieces = chunk.pieces()
         buffers: tuple[torch.Tensor, ...] = ()
         entered = False
         elements = self._source.direct(pieces, self._dtype, self._communicator.device)
@@ -145,7 +138,6 @@ class Carrier:
         pending = self._communicator.send(elements, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk,
-            pieces=pieces,
             pending=pending,
             buffers=buffers,
             elements=(elements,),
@@ -160,25 +152,23 @@ class Carrier:
         self._source.pack(pieces, elements)
         return False
 
-    def _start_receive(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_receive(self, chunk: Chunk) -> InFlight:
         """Receive into the parameter, or into a buffer to be unpacked."""
         buffers: tuple[torch.Tensor, ...] = ()
-        elements = self._destination.direct(pieces, self._dtype, self._communicator.device)
+        elements = self._destination.direct(chunk.pieces(), self._dtype, self._communicator.device)
         if elements is None:
             buffers, (elements,) = self._take_buffers(chunk)
         pending = self._communicator.receive(elements, peer=chunk.peer, round=chunk.round)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=(elements,)
-        )
+        return InFlight(chunk=chunk, pending=pending, buffers=buffers, elements=(elements,))
 
-    def _start_loan(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_loan(self, chunk: Chunk) -> InFlight:
         """Lend the parameters themselves, to be read or written; staging where they will not do."""
         sending = chunk.direction is Direction.SEND
         own = self._source if sending else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
         elements: tuple[torch.Tensor, ...] = ()
         if own.all_of(self._dtype) if sending else self._lends:
-            views = [own.strip(piece).view() for piece in pieces]
+            views = [own.strip(piece).view() for piece in chunk.pieces()]
         else:
             buffers, elements = self._take_buffers(chunk)
             if sending:
@@ -187,11 +177,9 @@ class Carrier:
                 own.synchronize()
             views = [part.view(1, -1) for part in elements]
         pending = self._communicator.lend(views, peer=chunk.peer, round=chunk.round)
-        return InFlight(
-            chunk=chunk, pieces=pieces, pending=pending, buffers=buffers, elements=elements
-        )
+        return InFlight(chunk=chunk, pending=pending, buffers=buffers, elements=elements)
 
-    def _start_borrowing(self, chunk: Chunk, pieces: tuple[Piece, ...]) -> InFlight:
+    def _start_borrowing(self, chunk: Chunk) -> InFlight:
         """Use the peer's memory, through staging where elements change their type."""
         own = self._source if chunk.direction is Direction.SEND else self._destination
         buffers: tuple[torch.Tensor, ...] = ()
@@ -202,7 +190,6 @@ class Carrier:
         borrowed = self._communicator.borrow(size_bytes, peer=chunk.peer, round=chunk.round)
         return InFlight(
             chunk=chunk,
-            pieces=pieces,
             pending=borrowed,
             buffers=buffers,
             elements=elements,

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
 
-from realloc.core.transfer import Int64, TransferProgram
+from realloc.core.transfer import TransferProgram
 from realloc.transfer.communicator import Communicator, Direction, Memory
+from realloc.transfer.cuts import chunk_ends
 from realloc.transfer.streams import Piece, Stream, streams_of
 
 
@@ -80,20 +81,19 @@ class ProgramChunks:
         in_place_elements: int,
         communicator: Communicator,
     ) -> None:
-        """Cut nothing yet.
+        """Cut as both sides of each stream do.
 
         Args:
             chunk_elements: most elements of a chunk that fits a staging buffer.
             in_place_elements: most elements of one that needs none, within the process and
                 where the communicator has open memory.
         """
-        self.chunk_elements = chunk_elements
+        self._chunk_elements = chunk_elements
         self._in_place_elements = in_place_elements
         self._communicator = communicator
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
-        self._cuts: dict[int, Int64] = {}
 
     @property
     def sent_elements(self) -> int:
@@ -110,33 +110,10 @@ class ProgramChunks:
         """Elements that stay in the process."""
         return sum(s.num_elements for s in self._receives if s.peer == self._endpoint)
 
-    def streams(self, direction: Direction, peer: int) -> list[Stream]:
-        """What goes to or comes from a peer, by round."""
-        streams = self._sends if direction is Direction.SEND else self._receives
-        return [stream for stream in streams if stream.peer == peer]
-
-    def peers(self) -> list[int]:
-        """Other endpoints, ascending."""
-        both = {stream.peer for stream in (*self._sends, *self._receives)}
-        return sorted(both - {self._endpoint})
-
-    def local_streams(self) -> list[tuple[Stream, Stream]]:
-        """What is sent to oneself and received from oneself, by round."""
-        here = self._endpoint
-        sends, receives = self.streams(Direction.SEND, here), self.streams(Direction.RECEIVE, here)
-        return list(zip(sends, receives, strict=True))
-
     def local_matches(self) -> bool:
         """Whether the endpoint sends itself just what it receives from itself."""
-        both = [
-            [(s.round, s.num_elements) for s in self.streams(direction, self._endpoint)]
-            for direction in Direction
-        ]
+        both = [[(s.round, s.num_elements) for s in streams] for streams in self._local_streams()]
         return both[0] == both[1]
-
-    def cut(self, stream: Stream, ends: Int64) -> None:
-        """Cut a stream as both sides agreed, instead of evenly."""
-        self._cuts[id(stream)] = ends
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All in the shared order, at most `size` chunks from and to others at once."""
@@ -159,7 +136,7 @@ class ProgramChunks:
                     yield from _chunks(stream, direction, self._ends(stream))
 
     def _local_copies(self) -> Iterator[LocalCopy]:
-        for sent, received in self.local_streams():
+        for sent, received in zip(*self._local_streams(), strict=True):
             ends = self._ends(sent)
             for pair in zip(
                 _chunks(sent, Direction.SEND, ends),
@@ -168,17 +145,24 @@ class ProgramChunks:
             ):
                 yield LocalCopy(sent=pair[0], received=pair[1])
 
-    def _ends(self, stream: Stream) -> list[int]:
-        ends = self._cuts.get(id(stream))
-        if ends is None:
-            return [*range(0, stream.num_elements, self._most(stream.peer)), stream.num_elements]
-        return [0, *ends.tolist()]
+    def _local_streams(self) -> tuple[list[Stream], list[Stream]]:
+        """What is sent to oneself and received from oneself, by round."""
+        here = self._endpoint
+        sends, receives = (
+            [stream for stream in streams if stream.peer == here]
+            for streams in (self._sends, self._receives)
+        )
+        return sends, receives
 
-    def _most(self, peer: int) -> int:
-        here = peer == self._endpoint
-        if here or self._communicator.memory(peer) is Memory.OPEN:
-            return self._in_place_elements
-        return self.chunk_elements
+    def _ends(self, stream: Stream) -> list[int]:
+        """Where a stream is cut: first element, end of each chunk."""
+        memory = self._communicator.memory
+        if stream.peer != self._endpoint and memory(stream.peer) is Memory.ANY:
+            return [0, *chunk_ends(stream.num_elements, stream.cut, self._chunk_elements).tolist()]
+        # Memory that is lent is written and read as it lies, wherever it is cut.
+        here = stream.peer == self._endpoint or memory(stream.peer) is Memory.OPEN
+        most = self._in_place_elements if here else self._chunk_elements
+        return [*range(0, stream.num_elements, most), stream.num_elements]
 
 
 def _chunks(stream: Stream, direction: Direction, ends: list[int]) -> Iterator[Chunk]:

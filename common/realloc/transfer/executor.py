@@ -17,13 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import TransferProgram
-from realloc.transfer.agreement import agree_on_cuts
+from realloc.core.transfer import Int32, TransferProgram
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.carrier import Carrier, InFlight
 from realloc.transfer.chunks import Chunk, ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction
-from realloc.transfer.cuts import LEAST_RUN_BYTES
 from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
 from realloc.transfer.staging import StagingBuffers
@@ -152,6 +150,7 @@ class Execution:
         self._deadline = deadline
         self._window = max(1, min(max_in_flight, communicator.max_operations))
         self._in_flight: deque[InFlight] = deque()
+        self._relays = self._reads_received(program.sends.blocks.tensor)
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
         if communicator.device.type == "cuda":
@@ -188,7 +187,6 @@ class Execution:
         """Move everything; see `execute`."""
         began = time.monotonic()
         self._source.synchronize()  # peers may read it by themselves
-        self._cut()
         for batch in self._chunks.batches(self._batch_size()):
             self._make_ready(batch.chunks)
             with self._communicator.group():
@@ -204,17 +202,6 @@ class Execution:
         self._destination.synchronize()
         return self._report(began)
 
-    def _cut(self) -> None:
-        """Cut all streams, as their other sides do."""
-        try:
-            least = max(1, LEAST_RUN_BYTES // self._dtype.itemsize)
-            agree_on_cuts(
-                self._chunks, self._carrier.runs, self._communicator, least, self._deadline
-            )
-        except Unavailable as error:
-            names = self._program.source_tensors + self._destination.names
-            raise self._named(error, names) from error
-
     def _batch_size(self) -> int:
         # Of chunks that are cast for open memory each may need half of the buffers. One buffer is
         # left for a chunk that is copied within the process.
@@ -228,7 +215,7 @@ class Execution:
             len(self._in_flight) + len(batch) > self._window or self._staging.num_free < needed
         ):
             self._finish_oldest()
-        if any(self._passes_on(chunk) for chunk in batch):
+        if self._relays and any(self._passes_on(chunk) for chunk in batch):
             # A program passes on what came at least two rounds before. What the process copied
             # itself in these is in place already.
             arrived = batch[0].round - 2
@@ -240,10 +227,11 @@ class Execution:
             self._destination.synchronize()
 
     def _passes_on(self, chunk: Chunk) -> bool:
-        first_destination = len(self._program.source_tensors)
-        return chunk.direction is Direction.SEND and bool(
-            (chunk.stream.tensor >= first_destination).any()
-        )
+        return chunk.direction is Direction.SEND and self._reads_received(chunk.stream.tensor)
+
+    def _reads_received(self, tensors: Int32) -> bool:
+        """Whether some of what is sent is what was received before."""
+        return bool((tensors >= len(self._program.source_tensors)).any())
 
     def _start(self, chunk: Chunk) -> InFlight:
         try:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from realloc.core.errors import Problem, raise_problems
 from realloc.core.transfer import Blocks, Int64
@@ -60,12 +59,6 @@ class Parameters:
     def all_of(self, dtype: torch.dtype) -> bool:
         """Whether every parameter in use has this element type."""
         return self._dtypes <= {dtype}
-
-    def in_place(self, dtype: torch.dtype, device: torch.device) -> NDArray[np.bool_]:
-        """[tensors] whether each may move as it is: of this element type, on such a device."""
-        return np.array(
-            [flat.dtype == dtype and flat.device.type == device.type for flat in self.flat], bool
-        )
 
     def synchronize(self) -> None:
         """Wait until a GPU has done all that was asked of it on the current stream."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from realloc.core.transfer import Int32, Int64, Messages
 
@@ -48,6 +47,8 @@ class Stream:
     row_stride: Int64
     offset: Int64
     """[B + 1] element of the stream where each block begins, and the stream's length."""
+    cut: Int64
+    """[C] elements where a long run of memory begins or ends on either side; see `Messages`."""
     message_block: Int64
     """[M] the blocks of the program's messages, before adjacent ones were merged."""
     message_offset: Int64
@@ -56,15 +57,6 @@ class Stream:
     @property
     def num_elements(self) -> int:
         return int(self.offset[-1])
-
-    def runs(self, least: int, of_tensors: NDArray[np.bool_]) -> Int64:
-        """Begin and end of the runs of at least this many elements, ascending: int64 [runs, 2].
-
-        Args:
-            of_tensors: [tensors] which tensors count.
-        """
-        long = np.flatnonzero((self.rows == 1) & (self.cols >= least) & of_tensors[self.tensor])
-        return np.stack((self.offset[long], self.offset[long + 1]), axis=1)
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
         """The blocks, and parts of blocks, that elements first … last − 1 consist of."""
@@ -130,10 +122,7 @@ def streams_of(messages: Messages) -> list[Stream]:
     )
     streams = []
     for members in np.split(order, new[1:]):
-        blocks = concatenated_ranges(
-            messages.first_block[members], messages.first_block[members + 1]
-        )
-        streams.append(_stream(messages, blocks, int(peer[members[0]]), int(rounds[members[0]])))
+        streams.append(_stream(messages, members))
     return [stream for stream in streams if stream.num_elements]
 
 
@@ -145,25 +134,40 @@ def concatenated_ranges(first: Int64, last: Int64) -> Int64:
     return indices
 
 
-def _stream(messages: Messages, chosen: Int64, peer: int, round_: int) -> Stream:
+def _stream(messages: Messages, members: Int64) -> Stream:
     blocks = messages.blocks
+    chosen = concatenated_ranges(messages.first_block[members], messages.first_block[members + 1])
     tensor, start = blocks.tensor[chosen], blocks.start[chosen]
     rows, cols, stride = blocks.rows[chosen], blocks.cols[chosen], blocks.row_stride[chosen]
     message_offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
     tensor, start, rows, cols, stride = coalesce(tensor, start, rows, cols, stride)
     offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
     return Stream(
-        peer=peer,
-        round=round_,
+        peer=int(messages.peer[members[0]]),
+        round=int(messages.round[members[0]]),
         tensor=tensor,
         start=start,
         rows=rows,
         cols=cols,
         row_stride=stride,
         offset=offset,
+        cut=_cuts(messages, members, message_offset),
         message_block=chosen,
         message_offset=message_offset,
     )
+
+
+def _cuts(messages: Messages, members: Int64, offset: Int64) -> Int64:
+    """The cuts of messages laid end to end, as elements of the stream.
+
+    Args:
+        offset: [B + 1] element where each of their blocks begins, and the end of the last.
+    """
+    first, last = messages.first_cut[members], messages.first_cut[members + 1]
+    num_blocks = messages.first_block[members + 1] - messages.first_block[members]
+    begin = offset[np.cumsum(num_blocks) - num_blocks]
+    cuts: Int64 = messages.cut[concatenated_ranges(first, last)] + np.repeat(begin, last - first)
+    return cuts
 
 
 def coalesce(

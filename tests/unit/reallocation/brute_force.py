@@ -7,7 +7,7 @@ import networkx as nx
 import numpy as np
 
 from realloc.core.layout import Layout
-from realloc.core.transfer import TransferPlan
+from realloc.core.transfer import Messages, TransferPlan
 from tests.unit.reallocation.cases import Case
 
 Groups = dict[tuple[frozenset[int], frozenset[int]], int]
@@ -118,3 +118,28 @@ def sent_by_programs(plan: TransferPlan) -> np.ndarray:
         for message, peer in enumerate(program.sends.peer):
             sent[program.endpoint, peer] += sizes[starts[message] : starts[message + 1]].sum()
     return sent
+
+
+def cuts_by_pair(messages: Messages) -> dict[int, list[list[int]]]:
+    """The cuts of all messages to, or from, each peer, in order."""
+    found: dict[int, list[list[int]]] = {}
+    for number, peer in enumerate(messages.peer.tolist()):
+        first, last = messages.first_cut[number : number + 2]
+        found.setdefault(peer, []).append(messages.cut[first:last].tolist())
+    return found
+
+
+def addresses(messages: Messages, number: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each element of a message lies, and whether that is in a block without gaps of at
+    least this many elements. Addresses of two parameters are far apart."""
+    blocks = messages.blocks
+    address, long = [], []
+    for block in range(messages.first_block[number], messages.first_block[number + 1]):
+        rows, cols, stride = (
+            int(of[block]) for of in (blocks.rows, blocks.cols, blocks.row_stride)
+        )
+        row, col = np.divmod(np.arange(rows * cols), cols)
+        start = (int(blocks.tensor[block]) << 40) + int(blocks.start[block])
+        address.append(start + row * stride + col)
+        long.append(np.full(rows * cols, rows == 1 and cols >= least))
+    return np.concatenate(address), np.concatenate(long)

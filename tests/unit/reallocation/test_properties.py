@@ -14,7 +14,9 @@ from realloc.reallocation.families import KNOWN_FAMILIES
 from realloc.reallocation.layouts.provider import local_parameters
 from realloc.reallocation.limits import Buffers, TransferLimits
 from tests.unit.reallocation.brute_force import (
+    addresses,
     crossing_bounds,
+    cuts_by_pair,
     inside_demands,
     least_busiest_by_flow,
     network_demands,
@@ -88,6 +90,7 @@ def cases(draw):
         limits=TransferLimits(
             staging_bytes=draw(st.sampled_from([1 << 10, 5000, 1 << 20])),
             max_operations=draw(st.sampled_from([24, 64])),
+            least_run_bytes=draw(st.sampled_from([1, 40, 4 << 20])),
         ),
     )
 
@@ -132,6 +135,35 @@ def _check_limits(case, plan):
                     operations[number] += 1
             assert (elements * 4 <= case.limits.staging_bytes).all()
         assert (operations <= case.limits.max_operations).all()
+
+
+@settings(SETTINGS, max_examples=200)
+@given(cases())
+def test_both_sides_cut_a_message_alike_around_long_runs(case):
+    """Sender and receiver have the same cuts; between two of them, what is part of a long run on
+    one side is in one piece of memory there."""
+    try:
+        plan = case.plan()
+    except InvalidInput:
+        return
+    least = -(-case.limits.least_run_bytes // 4)
+    programs = list(plan.programs)
+    for program in programs:
+        received = cuts_by_pair(program.receives)
+        for peer, of_messages in received.items():
+            sent = cuts_by_pair(programs[peer].sends)[program.endpoint]
+            assert sent == of_messages
+        for messages in (program.sends, program.receives):
+            for number in range(len(messages)):
+                _check_long_runs(messages, number, least)
+
+
+def _check_long_runs(messages, number, least):
+    address, in_long_run = addresses(messages, number, least)
+    cuts = messages.cut[messages.first_cut[number] : messages.first_cut[number + 1]]
+    for segment in np.split(np.arange(len(address)), cuts):
+        if in_long_run[segment].any():
+            assert (np.diff(address[segment]) == 1).all()
 
 
 @SETTINGS

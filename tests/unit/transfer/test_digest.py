@@ -164,6 +164,8 @@ def sending_all_of(tensor: torch.Tensor, peers: tuple[int, ...]) -> TransferProg
             peer=np.array(to, np.int32),
             round=np.zeros(len(to), np.int32),
             first_block=np.arange(len(to) + 1),
+            first_cut=np.zeros(len(to) + 1, np.int64),
+            cut=np.zeros(0, np.int64),
             blocks=blocks(len(to)),
         )
 

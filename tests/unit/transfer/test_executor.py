@@ -4,7 +4,6 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
 from realloc.reallocation.digest import tensor_digest
-from realloc.transfer import executor
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.executor import TransferReport, execute
 from realloc.transfer.local import LocalPending, LocalWorld
@@ -118,6 +116,7 @@ shape = st.tuples(st.integers(1, 12), st.integers(1, 30))
     splits=st.integers(0, 255),
     chunk_words=st.integers(1, 9),
     rounds=st.integers(1, 4),
+    cut_at=st.lists(st.integers(0, 100), max_size=4),
 )
 @settings(max_examples=60, deadline=None)
 def test_any_split_becomes_any_other(
@@ -128,9 +127,10 @@ def test_any_split_becomes_any_other(
     splits: int,
     chunk_words: int,
     rounds: int,
+    cut_at: list[int],
 ) -> None:
-    """Random splits, meshes and chunk sizes: bit-identical weights, digests that agree with each
-    other and with the definition."""
+    """Random splits, meshes, chunk sizes and cuts: bit-identical weights, digests that agree with
+    each other and with the definition."""
     generator = torch.Generator().manual_seed(splits)
     canonical = [torch.randn(shape, generator=generator) for shape in shapes]
     first = 0 if overlap else num_source
@@ -138,11 +138,10 @@ def test_any_split_becomes_any_other(
     by_rows = [bool(splits >> index & 1) for index in range(2 * len(shapes))]
     have = grid(range(num_source), shapes, by_rows[: len(shapes)])
     want = grid(range(first, first + num_destination), shapes, by_rows[len(shapes) :])
-    programs = make_programs(shapes, have, want, num_endpoints, rounds)
+    programs = make_programs(shapes, have, want, num_endpoints, rounds, cut_at)
     sources = [parameters_of(have, e, canonical) for e in range(num_endpoints)]
     destinations = [parameters_of(want, e, None) for e in range(num_endpoints)]
-    with mock.patch.object(executor, "LEAST_RUN_BYTES", 16):  # so that small runs count
-        reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
+    reports = run_all(programs, sources, destinations, chunk_bytes=8 * chunk_words)
 
     for endpoint in range(num_endpoints):
         for name, tensor in parameters_of(want, endpoint, canonical).items():

@@ -163,12 +163,15 @@ def test_arrays_survive_the_wire(messages: SimpleNamespace, seed: int, size: int
         peer=np.arange(2, dtype=np.int32),
         round=np.zeros(2, np.int32),
         first_block=np.array([0, 1, size], np.int64),
+        first_cut=np.array([0, 0, 1], np.int64),
+        cut=np.array([size], np.int64),
         blocks=blocks,
     )
     message = over_the_wire(to_proto(sent, messages.Messages))
     assert message.blocks.start == blocks.start.astype("<i8").tobytes()
     found = from_proto(message, Messages)
-    np.testing.assert_array_equal(found.first_block, sent.first_block)
+    for name in ("first_block", "first_cut", "cut"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(sent, name))
     for each in fields(Blocks):
         expected, actual = getattr(blocks, each.name), getattr(found.blocks, each.name)
         np.testing.assert_array_equal(actual, expected)

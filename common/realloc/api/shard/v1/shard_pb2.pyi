@@ -292,12 +292,18 @@ class Messages(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    FIRST_CUT_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
     peer: _builtins.bytes
     """int32: index of the other endpoint."""
     round: _builtins.bytes
     """int32: round in which the message moves."""
     first_block: _builtins.bytes
     """int64: message m is blocks first_block[m] to first_block[m + 1] - 1."""
+    first_cut: _builtins.bytes
+    """int64: message m has cuts first_cut[m] to first_cut[m + 1] - 1."""
+    cut: _builtins.bytes
+    """int64: elements of the message where a long run of memory begins or ends on either side."""
     @_builtins.property
     def blocks(self) -> Global___Blocks:
         """The blocks of all messages."""
@@ -309,10 +315,12 @@ class Messages(_message.Message):
         round: _builtins.bytes = ...,
         first_block: _builtins.bytes = ...,
         blocks: Global___Blocks | None = ...,
+        first_cut: _builtins.bytes = ...,
+        cut: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "first_block", b"first_block", "peer", b"peer", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cut", b"cut", "first_block", b"first_block", "first_cut", b"first_cut", "peer", b"peer", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
