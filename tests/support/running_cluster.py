@@ -152,7 +152,7 @@ def plain_experiment(folder: Path, algorithm: str, **changes: Any) -> dict[str, 
         "generation": {"max_new_tokens": 4},
         "ppo": {"mini_batches": 2},
         "pins": {"actor_train": "d1t2p1@0-1", "actor_gen": "d2t1p1@0-1"},
-        "call_timeout_seconds": 60,
+        "call_timeout_seconds": 300,
     }
     return {**plain, **changes}
 
