@@ -50,6 +50,16 @@ def test_a_lost_process_fails_its_job_by_name(fragile: RunningCluster, name: str
     run_another(fragile)
 
 
+def test_a_job_that_comes_right_after_a_death_waits_for_the_successor(
+    fragile: RunningCluster,
+) -> None:
+    """The process that was killed is registered as long as its lease lasts; nobody counts on it."""
+    fragile.kill("trainer-1", signal.SIGKILL)
+    with fragile.client() as client:
+        job = client.submit(experiment(fragile.folder, "sft", iterations=1)).wait()
+    assert job.state is JobState.SUCCEEDED
+
+
 def watch_until_it_ends(cluster: RunningCluster, job: JobHandle, name: str) -> tuple[str, float]:
     """Stop a process in the middle of a job; what the watcher was told, and when."""
     stopped = 0.0
