@@ -6,6 +6,7 @@ resumed or cancelled through any scheduler reaches it.
 
 import asyncio
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +42,7 @@ from services.scheduler.saved_job import (
     read_saved_job,
     resume_point,
 )
-from services.scheduler.shards import Connect, connect_shards
+from services.scheduler.shards import Connect, connect_shards, is_alive
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +143,11 @@ class Dispatcher:
     async def _run_job(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.job_id)
         try:
-            await self._plan_and_run(job)
+            # The watch may be behind what this leader has written itself: a run's last steps must
+            # not look like a job that nobody runs.
+            job = await self._jobs.get(job.job_id)
+            if not job.state.is_at_rest:
+                await self._plan_and_run(job)
         except asyncio.CancelledError as error:
             if error.args == (_STOPPED,):
                 await self._stopped(job.job_id)
@@ -220,7 +225,7 @@ class Dispatcher:
         if job.state is JobState.RECOVERING:
             seconds = self._settings.recovery_timeout_seconds
         while True:
-            members = JobMembers(self._members, timeout_seconds=seconds, gone=gone)
+            members = self._job_members(seconds, gone)
             try:
                 return await self._run_once(job.job_id, admission, plan, spans, members)
             except ShardLost as error:
@@ -263,6 +268,10 @@ class Dispatcher:
             del self._runs[job_id]
             await shards.close()
 
+    def _job_members(self, seconds: float, gone: Collection[Member] = ()) -> JobMembers:
+        alive = partial(is_alive, self._connect)
+        return JobMembers(self._members, alive, timeout_seconds=seconds, gone=gone)
+
     def _resume_point(self, admission: Admission) -> ResumePoint:
         """Where the job goes on, if anywhere.
 
@@ -304,7 +313,7 @@ class Dispatcher:
 
     async def _plan(self, admission: Admission) -> ExecutionPlan:
         seconds = self._settings.member_timeout_seconds
-        member = await JobMembers(self._members, timeout_seconds=seconds).one("plan_search")
+        member = await self._job_members(seconds).one("plan_search")
         channel = self._connect(member.address)
         try:
             return await search_plan(

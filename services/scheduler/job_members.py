@@ -1,30 +1,36 @@
 """Finds the processes that a job needs, and waits for those that are still starting."""
 
 import asyncio
-from collections.abc import Callable, Collection
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
 
 from realloc.coordination.members import Members
 from realloc.coordination.membership import Member
 from realloc.core.errors import NotFound, Unavailable
 
-Found = TypeVar("Found")
-
 
 class JobMembers:
-    """The registered processes, but for those that are known to be gone: their lease may
-    outlive them by some seconds."""
+    """The registered processes, but for those that are gone: their leases may outlive them by
+    some seconds. So each is asked for a sign of life, and waited for where it gives none."""
 
     def __init__(
-        self, members: Members, *, timeout_seconds: float, gone: Collection[Member] = ()
+        self,
+        members: Members,
+        is_alive: Callable[[Member], Awaitable[bool]],
+        *,
+        timeout_seconds: float,
+        gone: Collection[Member] = (),
     ) -> None:
         """
         Args:
+            is_alive: asks a process.
             timeout_seconds: longest wait of each call.
+            gone: processes that are known to be gone, or of no use any more.
         """
         self._members = members
+        self._is_alive = is_alive
         self._timeout = timeout_seconds
-        self._gone = gone
+        self._gone = set(gone)
 
     async def one(self, kind: str) -> Member:
         """A process of a kind.
@@ -32,10 +38,10 @@ class JobMembers:
         Raises:
             Unavailable: none is there in time.
         """
-        found = await self._wait(lambda: next(iter(self._present(kind)), None))
+        found = await self._living(lambda: self._present(kind)[:1] or None)
         if found is None:
             raise Unavailable(f"no {kind} is registered")
-        return found
+        return found[0]
 
     async def on_devices(self, kind: str, devices: Collection[int]) -> dict[int, Member]:
         """The process of a kind on each device, in their order.
@@ -44,30 +50,39 @@ class JobMembers:
             NotFound: a device has none in time.
         """
 
-        def all_of_them() -> dict[int, Member] | None:
+        def all_of_them() -> list[Member] | None:
             present = {each.device: each for each in self._present(kind)}
             if all(device in present for device in devices):
-                return {device: present[device] for device in devices}
+                return [present[device] for device in devices]
             return None
 
-        found = await self._wait(all_of_them)
+        found = await self._living(all_of_them)
         if found is None:
             missing = sorted(set(devices) - {each.device for each in self._present(kind)})
             raise NotFound(
                 f"no {kind} shard is registered for device {', '.join(map(str, missing))}"
             )
-        return found
+        return dict(zip(devices, found, strict=True))
 
-    async def _wait(self, look: Callable[[], Found | None]) -> Found | None:
-        """What `look` finds at once or after a member came; None where time is up."""
+    async def _living(self, look: Callable[[], Sequence[Member] | None]) -> Sequence[Member] | None:
+        """What `look` finds once all of it is alive; None where time is up."""
         try:
             async with asyncio.timeout(self._timeout):
-                async for _ in self._members.changes():
-                    if (found := look()) is not None:
+                while True:
+                    found = await self._registered(look)
+                    alive = await asyncio.gather(*map(self._is_alive, found))
+                    if all(alive):
                         return found
+                    self._gone |= {one for one, is_ in zip(found, alive, strict=True) if not is_}
         except TimeoutError:
-            pass
-        return look()
+            return None
+
+    async def _registered(self, look: Callable[[], Sequence[Member] | None]) -> Sequence[Member]:
+        """What `look` finds at once or after a member came."""
+        async with aclosing(self._members.changes()) as changes:
+            while (found := look()) is None:
+                await anext(changes)
+        return found
 
     def _present(self, kind: str) -> list[Member]:
         return [each for each in self._members.current(kind) if each not in self._gone]

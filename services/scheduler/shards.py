@@ -5,17 +5,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from realloc.api.generation.v1 import generation_pb2_grpc
 from realloc.api.param_store.v1 import param_store_pb2_grpc
 from realloc.api.shard.v1 import shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2_grpc
 from realloc.coordination.membership import Member
+from realloc.core.errors import ReallocError
 from realloc.core.mesh import DeviceMesh
 from realloc.core.strategy import ParallelStrategy
 
 Connect = Callable[[str], grpc.aio.Channel]
 """Opens a channel to an address."""
+
+_ALIVE_SECONDS = 10.0
+"""Longest wait for a sign of life."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +65,19 @@ class JobShards:
         """Close all connections."""
         for channel in self.channels:
             await channel.close()
+
+
+async def is_alive(connect: Connect, member: Member) -> bool:
+    """Whether a registered process answers, whatever it says of its health."""
+    channel = connect(member.address)
+    try:
+        request = health_pb2.HealthCheckRequest()
+        await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_ALIVE_SECONDS)
+    except ReallocError:
+        return False
+    finally:
+        await channel.close()
+    return True
 
 
 def replica_devices(mesh: DeviceMesh, strategy: ParallelStrategy) -> tuple[int, ...]:

@@ -189,11 +189,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             )
         return to_proto(measured, pb.MeasureLinksResponse)
 
+    @property
+    def job_id(self) -> str:
+        """The job that holds this shard; empty where none does."""
+        return self._job.world.job_id if self._job.world is not None else ""
+
     async def _end(self) -> None:
         """Free everything of the job that is here, if there is one."""
-        if self._job.world is None:
+        job_id = self.job_id
+        if not job_id:
             return
-        job_id = self._job.world.job_id
         self._transfers.release(job_id)
         await self._job.end(job_id)
         self._batches.release(job_id)

@@ -15,7 +15,8 @@ from realloc.core.errors import Unavailable
 from realloc.core.job import Job, JobState
 from tests.support.running_cluster import RunningCluster, experiment
 
-END_SECONDS = 30.0
+END_SECONDS = 120.0
+"""Far more than leases and deadlines take, far less than the deadline of a call."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,6 +48,16 @@ def test_a_lost_process_fails_its_job_by_name(fragile: RunningCluster, name: str
     assert name in job.error
     assert seconds < END_SECONDS
     run_another(fragile)
+
+
+def test_a_job_that_comes_right_after_a_death_waits_for_the_successor(
+    fragile: RunningCluster,
+) -> None:
+    """The process that was killed is registered as long as its lease lasts; nobody counts on it."""
+    fragile.kill("trainer-1", signal.SIGKILL)
+    with fragile.client() as client:
+        job = client.submit(experiment(fragile.folder, "sft", iterations=1)).wait()
+    assert job.state is JobState.SUCCEEDED
 
 
 def watch_until_it_ends(cluster: RunningCluster, job: JobHandle, name: str) -> tuple[str, float]:

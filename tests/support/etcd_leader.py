@@ -8,7 +8,7 @@ from aetcd import rpc
 from realloc.coordination.etcd_channel import open_channel
 from realloc.security.tls import ChannelSecurity
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 async def leading_member(endpoints: Sequence[str], security: ChannelSecurity | None = None) -> int:

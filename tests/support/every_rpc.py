@@ -33,10 +33,10 @@ async def outcome(channel: Channel, method: MethodDescriptor) -> ReallocError:
     serialize = type(request).SerializeToString
     try:
         if method.server_streaming:
-            async for _ in channel.unary_stream(path, serialize)(request, timeout=10):
+            async for _ in channel.unary_stream(path, serialize)(request, timeout=60):
                 pass
         else:
-            await channel.unary_unary(path, serialize)(request, timeout=10)
+            await channel.unary_unary(path, serialize)(request, timeout=60)
     except ReallocError as error:
         return error
     raise AssertionError(f"{path} answered")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -97,11 +98,15 @@ class RunningCluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        processes = [psutil.Process(pid) for pid in self.pids().values()]
-        family = [child for each in processes for child in each.children(True)] + processes
+        family = []
+        for pid in self.pids().values():
+            with suppress(psutil.NoSuchProcess):  # it may be ending by itself
+                process = psutil.Process(pid)
+                family += [process, *process.children(True)]
         self._run(self._cluster.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_SECONDS)
+        self._loop.close()
         _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
         assert not left, f"processes are left: {left}"
 
@@ -152,7 +157,7 @@ def plain_experiment(folder: Path, algorithm: str, **changes: Any) -> dict[str, 
         "generation": {"max_new_tokens": 4},
         "ppo": {"mini_batches": 2},
         "pins": {"actor_train": "d1t2p1@0-1", "actor_gen": "d2t1p1@0-1"},
-        "call_timeout_seconds": 60,
+        "call_timeout_seconds": 300,
     }
     return {**plain, **changes}
 

@@ -86,7 +86,7 @@ def test_spans_are_in_the_file_before_the_process_ends(tmp_path: Path) -> None:
     with span(Span.ITERATION, {Attribute.ITERATION: 3}, tracer=tracer) as current:
         pass
     trace_id = trace.format_trace_id(current.get_span_context().trace_id)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not read_spans(tmp_path, trace_id) and time.monotonic() < deadline:
         time.sleep(0.02)  # polls another thread's file; the deadline decides
     (found,) = read_spans(tmp_path, trace_id)
@@ -129,9 +129,9 @@ with spans.span(names.Span.JOB):
     spans.record(names.Metric.REWARD, 0.5)
 start = time.monotonic()
 telemetry.shutdown()
-assert time.monotonic() - start < 20
+assert time.monotonic() - start < 60
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"name":"job"' in (tmp_path / "s-0.otlp.jsonl").read_text()
     metrics = (tmp_path / "s-0.metrics.jsonl").read_text()

@@ -63,11 +63,11 @@ async def serving(context: ssl.SSLContext | None) -> AsyncIterator[str]:
 
 def examine(operator: Path, **servers: ssl.SSLContext | None) -> CheckResult:
     async def run() -> CheckResult:
-        async with asyncio.timeout(30), AsyncExitStack() as stack:
+        async with asyncio.timeout(120), AsyncExitStack() as stack:
             addresses = {"gone": "127.0.0.1:1"}
             for name, context in servers.items():
                 addresses[name] = await stack.enter_async_context(serving(context))
-            return await check_certificates(str(operator), addresses, timeout=2.0)
+            return await check_certificates(str(operator), addresses, timeout=4.0)
 
     return asyncio.run(run())
 
