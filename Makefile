@@ -79,6 +79,7 @@ test-gpu: setup ## Only the tests that need a CUDA device
 bench: setup ## Print the tables of docs/benchmarks
 	$(BIN)/python -m tools.bench.plan_reallocation
 	$(BIN)/python -m tools.bench.realloc
+	$(BIN)/python -m tools.bench.realloc_hosts
 	$(BIN)/python -m tools.bench.search
 	$(BIN)/python -m tools.bench.checkpoint
 	$(BIN)/python -m tools.bench.memory

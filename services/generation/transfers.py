@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from realloc.core.errors import Conflict
+from realloc.core.transfer import ParameterSpec
 from realloc.shard.parameter_checks import check_parameters
 from realloc.shard.transfer_service import PreparedTransfer
 from realloc.transfer.executor import TransferReport
@@ -24,8 +25,8 @@ class GenerationTransfers:
         """Transfers meet at a source, never here."""
         raise Conflict("a generation replica does not host transfers; ask a trainer")
 
-    async def check(self, prepared: PreparedTransfer) -> None:
-        """Refuse programs that do not fit the engine.
+    async def check(self, prepared: PreparedTransfer) -> Sequence[Mapping[str, ParameterSpec]]:
+        """Refuse programs that do not fit the engine. What each of its ranks holds.
 
         Raises:
             InvalidInput: a wrong number of programs, or parameters that are not as the layout
@@ -33,6 +34,7 @@ class GenerationTransfers:
         """
         held = await self._worker.parameter_specs(timeout_seconds=_SWITCH_SECONDS)
         check_parameters(prepared.expected, held)
+        return held
 
     async def digest(self, prepared: PreparedTransfer) -> Mapping[tuple[int, int], int]:
         """Nothing: a replica sends only what it received."""

@@ -40,6 +40,7 @@ class Session:
         meeting = f"{order.job_id}\n{group_seed}\n{members}"
         self._group_id = hashlib.sha256(meeting.encode()).hexdigest()[:16]
         self._host, self._port = "", 0
+        self._uncast: tuple[int, ...] = ()
 
     async def meet(self) -> None:
         """Learn where the transfer world meets: at the first process, a source."""
@@ -53,7 +54,7 @@ class Session:
         plan = planned.plan
         message = to_proto(self._transfer_session(plan), pb.TransferSession)
 
-        async def one(participant: Participant) -> None:
+        async def one(participant: Participant) -> Sequence[int]:
             request = pb.PrepareTransferRequest(
                 session=message,
                 job_id=self._order.job_id,
@@ -68,9 +69,13 @@ class Session:
                     for index in participant.endpoints
                 ],
             )
-            await participant.call("PrepareTransfer", request, timeout_seconds=self._timeout)
+            response = await participant.call(
+                "PrepareTransfer", request, timeout_seconds=self._timeout
+            )
+            return list(response.uncast)
 
-        await each(self.participants, one)
+        found = await each(self.participants, one)
+        self._uncast = tuple(endpoint for endpoints in found for endpoint in endpoints)
 
     async def digest(self) -> Digests:
         """Digests of what the sources would send."""
@@ -89,7 +94,7 @@ class Session:
         """Move the bytes into shadow parameters."""
 
         async def one(participant: Participant) -> pb.ExecuteTransferResponse:
-            request = pb.ExecuteTransferRequest(session_id=self.session_id)
+            request = pb.ExecuteTransferRequest(session_id=self.session_id, uncast=self._uncast)
             response: pb.ExecuteTransferResponse = await participant.call(
                 "ExecuteTransfer", request, timeout_seconds=self._timeout
             )

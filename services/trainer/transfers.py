@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from realloc.core.errors import Conflict, InvalidInput
+from realloc.core.transfer import ParameterSpec
 from realloc.shard.parameter_checks import check_parameters, specs_of
 from realloc.shard.transfer_service import PreparedTransfer
 from realloc.telemetry.names import Attribute, Span
@@ -46,8 +47,8 @@ class TrainerTransfers:
         """Host and port of this shard's store."""
         return self._endpoint.store_host, self._endpoint.store_port
 
-    async def check(self, prepared: PreparedTransfer) -> None:
-        """Refuse what this rank cannot send.
+    async def check(self, prepared: PreparedTransfer) -> Sequence[Mapping[str, ParameterSpec]]:
+        """Refuse what this rank cannot send. What it holds.
 
         Raises:
             InvalidInput: more than one program, something to receive, or parameters that are
@@ -57,7 +58,9 @@ class TrainerTransfers:
             raise InvalidInput.at("programs", "a trainer is one rank and takes one program")
         if prepared.expected[0].destination:
             raise InvalidInput.at("programs[0]", "writes parameters; a trainer only sends them")
-        check_parameters(prepared.expected, [specs_of(self._engine.parameters(prepared.model_id))])
+        held = [specs_of(self._engine.parameters(prepared.model_id))]
+        check_parameters(prepared.expected, held)
+        return held
 
     async def digest(self, prepared: PreparedTransfer) -> Mapping[tuple[int, int], int]:
         """Digests of this rank's blocks.

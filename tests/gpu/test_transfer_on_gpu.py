@@ -170,7 +170,7 @@ def ranks() -> Iterator[RankProcesses]:
     processes.close()
 
 
-def open_session(ranks: RankProcesses, case: Case) -> TransferSession:
+def open_session(ranks: RankProcesses, case: Case, *, whole: bool = False) -> TransferSession:
     ports = ranks.run(
         open_endpoint,
         [(f"shard-{rank}",) for rank in range(NUM_PROCESSES)],
@@ -185,15 +185,17 @@ def open_session(ranks: RankProcesses, case: Case) -> TransferSession:
         canonical_tensors=(),
         dtype=case.dtype,
         timeout_seconds=TIMEOUT,
+        uncast=tuple(range(len(case.plan().endpoints))) if whole else (),
     )
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["in chunks", "whole"])
 @pytest.mark.parametrize("name", CASES)
-def test_weights_arrive_bit_by_bit_on_one_gpu(ranks: RankProcesses, name: str) -> None:
+def test_weights_arrive_bit_by_bit_on_one_gpu(ranks: RankProcesses, name: str, whole: bool) -> None:
     """Megatron layouts become vLLM's between processes of one device; digests agree, and each
     tensor was told of once."""
     case = CASES[name]
-    session = open_session(ranks, case)
+    session = open_session(ranks, case, whole=whole and case.dtype == "float32")
     count = session.num_endpoints
     for _ in range(2):  # the second time over the same connection
         results = ranks.run(

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from realloc.core.errors import Conflict
 from realloc.reallocation.families import canonical_names, canonical_tensors
 from services.param_store.orders import TransferMode
 from services.param_store.phases import Phase
+from tests.support.toy_shards import PartyAround
 from tests.support.toy_store import (
     ARCHITECTURE,
     SOURCE,
@@ -53,6 +55,28 @@ def test_bfloat16_is_cast_on_the_way() -> None:
             held.assert_serves(1, dtype=torch.bfloat16)
             elements = sum(math.prod(tensor.shape) for tensor in canonical_tensors(ARCHITECTURE))
             assert done.bytes == 2 * elements * len(TARGET.shards)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_shard_is_told_who_casts_nothing(dtype: torch.dtype) -> None:
+    """Trainers of float32 cast what moves as bfloat16; replicas hold what moves."""
+    told: list[set[int]] = []
+
+    class Listening(PartyAround):
+        async def execute(self, prepared: Any) -> Any:
+            told.append(set(prepared.session.uncast))
+            return await self.party.execute(prepared)
+
+    async def scenario() -> None:
+        names = (*SOURCE.shards, *TARGET.shards)
+        async with toy_store(dtype=dtype, wrap=dict.fromkeys(names, Listening)) as held:
+            held.train(1)
+            await held.reallocator.reallocate(order(1, dtype=str(dtype).removeprefix("torch.")))
+            sources, everyone = len(SOURCE.shards), len(names)
+            casting = sources if dtype is torch.bfloat16 else 0
+            assert told == [set(range(casting, everyone))] * everyone
 
     run(scenario())
 

@@ -43,9 +43,9 @@ class HaltingParty(PartyAround):
         super().__init__(party)
         self._gate = gate
 
-    async def check(self, prepared: Any) -> None:
+    async def check(self, prepared: Any) -> Any:
         await self._gate.passes("prepare")
-        await self.party.check(prepared)
+        return await self.party.check(prepared)
 
     async def digest(self, prepared: Any) -> Any:
         await self._gate.passes("digest")

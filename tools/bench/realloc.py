@@ -123,6 +123,7 @@ def session(ports: Sequence[int], group_id: str, dtype: str = "float32") -> Tran
         canonical_tensors=(),
         dtype=dtype,
         timeout_seconds=TIMEOUT,
+        uncast=tuple(range(len(ports))),
     )
 
 

@@ -180,3 +180,6 @@ class TransferSession:
     canonical_tensors: tuple[str, ...]
     dtype: str
     timeout_seconds: float
+    uncast: tuple[int, ...] = ()
+    """Endpoints whose parameters all have the element type that moves; known when all have
+    prepared. What two of them move need not fit staging buffers."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from realloc.core.errors import InvalidInput, Problem
-from realloc.core.transfer import ExpectedParameters, ParameterSpec
+from realloc.core.transfer import ExpectedParameters, ParameterSpec, TransferProgram
 
 _MAX_PROBLEMS = 8
 """Further ones are only counted: a wrong model has hundreds."""
@@ -46,6 +46,20 @@ def check_parameters(
         problems = [*problems[:_MAX_PROBLEMS], more]
     if problems:
         raise InvalidInput(*problems)
+
+
+def uncast_endpoints(
+    dtype: str,
+    programs: Sequence[TransferProgram],
+    expected: Sequence[ExpectedParameters],
+    held: Sequence[Mapping[str, ParameterSpec]],
+) -> tuple[int, ...]:
+    """The programs' endpoints where every parameter that moves has this element type."""
+    return tuple(
+        program.endpoint
+        for program, wanted, here in zip(programs, expected, held, strict=True)
+        if all(here[spec.name].dtype == dtype for spec in (*wanted.source, *wanted.destination))
+    )
 
 
 def _rank_problems(

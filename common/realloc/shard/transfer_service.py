@@ -2,12 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from realloc.api.shard.v1 import shard_pb2 as pb
 from realloc.api.shard.v1 import shard_pb2_grpc
 from realloc.core.errors import InvalidInput, NotFound, ResourceExhausted
-from realloc.core.transfer import ExpectedParameters, TransferProgram, TransferSession
+from realloc.core.transfer import (
+    ExpectedParameters,
+    ParameterSpec,
+    TransferProgram,
+    TransferSession,
+)
+from realloc.shard.parameter_checks import uncast_endpoints
 from realloc.transfer.executor import TransferReport
 from realloc.wire.convert import from_proto
 
@@ -42,8 +49,8 @@ class TransferParty(Protocol):
         """Host and port where this shard hosts transfer worlds."""
         ...
 
-    async def check(self, prepared: PreparedTransfer) -> None:
-        """Refuse programs that do not fit the parameters; move nothing."""
+    async def check(self, prepared: PreparedTransfer) -> Sequence[Mapping[str, ParameterSpec]]:
+        """Refuse programs that do not fit the parameters; move nothing. What each rank holds."""
         ...
 
     async def digest(self, prepared: PreparedTransfer) -> Mapping[tuple[int, int], int]:
@@ -89,9 +96,11 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
                 raise ResourceExhausted(
                     f"{_MAX_SESSIONS} transfers are prepared here; end one first"
                 )
-            await self._party.check(prepared)
+            held = await self._party.check(prepared)
             self._prepared[session.session_id] = prepared
-        return pb.PrepareTransferResponse()
+        return pb.PrepareTransferResponse(
+            uncast=uncast_endpoints(session.dtype, prepared.programs, prepared.expected, held)
+        )
 
     async def DigestTransfer(
         self, request: pb.DigestTransferRequest, context: Any
@@ -106,6 +115,7 @@ class TransferServicer(shard_pb2_grpc.TransferServiceServicer):
         self, request: pb.ExecuteTransferRequest, context: Any
     ) -> pb.ExecuteTransferResponse:
         prepared = self._find(request.session_id)
+        prepared.session = replace(prepared.session, uncast=tuple(request.uncast))
         reports = await self._party.execute(prepared)
         return _response(prepared, reports)
 

@@ -1,6 +1,6 @@
 """Chunks: the operations of a program, in the one order that all endpoints share."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
 
@@ -80,17 +80,20 @@ class ProgramChunks:
         chunk_elements: int,
         in_place_elements: int,
         communicator: Communicator,
+        uncast: Collection[int],
     ) -> None:
         """Cut as both sides of each stream do.
 
         Args:
             chunk_elements: most elements of a chunk that fits a staging buffer.
-            in_place_elements: most elements of one that needs none, within the process and
-                where the communicator has open memory.
+            in_place_elements: most elements of one that needs none, within the process, or of
+                one that is cast for open memory.
+            uncast: endpoints that cast nothing, the same on both sides.
         """
         self._chunk_elements = chunk_elements
         self._in_place_elements = in_place_elements
         self._communicator = communicator
+        self._uncast = frozenset(uncast)
         self._endpoint = program.endpoint
         self._sends = streams_of(program.sends)
         self._receives = streams_of(program.receives)
@@ -160,9 +163,16 @@ class ProgramChunks:
         if stream.peer != self._endpoint and memory(stream.peer) is Memory.ANY:
             return [0, *chunk_ends(stream.num_elements, stream.cut, self._chunk_elements).tolist()]
         # Memory that is lent is written and read as it lies, wherever it is cut.
-        here = stream.peer == self._endpoint or memory(stream.peer) is Memory.OPEN
-        most = self._in_place_elements if here else self._chunk_elements
-        return [*range(0, stream.num_elements, most), stream.num_elements]
+        return [*range(0, stream.num_elements, self._most(stream)), stream.num_elements]
+
+    def _most(self, stream: Stream) -> int:
+        """Elements of a chunk, at most."""
+        if stream.peer == self._endpoint:
+            return self._in_place_elements
+        if self._communicator.memory(stream.peer) is Memory.LENT:
+            return self._chunk_elements
+        whole = {stream.peer, self._endpoint} <= self._uncast
+        return stream.num_elements if whole else self._in_place_elements
 
 
 def _chunks(stream: Stream, direction: Direction, ends: list[int]) -> Iterator[Chunk]:

@@ -155,6 +155,7 @@ class TransferEndpoint:
                 timeout_seconds=session.timeout_seconds,
                 digests=digests,
                 arrived=arrived,
+                uncast=session.uncast,
             )
         except BaseException:
             self.drop(session.group_id)

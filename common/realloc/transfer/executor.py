@@ -11,7 +11,7 @@ the cache has it. How a chunk gets out of parameters and into them is the `carri
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,7 @@ def execute(
     timeout_seconds: float,
     digests: bool = True,
     arrived: Callable[[Arrival], None] | None = None,
+    uncast: Collection[int] = (),
     max_in_flight: int = MAX_IN_FLIGHT,
 ) -> TransferReport:
     """Do one endpoint's part of a reallocation; its peers do theirs at the same time.
@@ -81,9 +82,12 @@ def execute(
             something, as soon as it has all of it and its digest is summed. Layers come in
             order, as far as they take the same way. It runs on the caller's thread between two
             chunks, so what it does delays the transfer; what it raises ends it.
+        uncast: endpoints whose parameters all have the type that moves, the same for all
+            endpoints. What two of them move in open memory is not cut.
 
     Raises:
-        InvalidInput: parameters that do not fit the program, by name; nothing was moved.
+        InvalidInput: parameters that do not fit the program, by name, or that are cast here
+            although `uncast` names this endpoint; nothing was moved.
         Unavailable: a peer is gone or late; the message names peer, round and parameters.
     """
     if dtype not in DTYPES:
@@ -98,6 +102,7 @@ def execute(
         deadline=time.monotonic() + timeout_seconds,
         digests=digests,
         arrived=arrived,
+        uncast=uncast,
         max_in_flight=max_in_flight,
     )
     with torch.no_grad():
@@ -139,6 +144,7 @@ class Execution:
         deadline: float,
         digests: bool,
         arrived: Callable[[Arrival], None] | None,
+        uncast: Collection[int],
         max_in_flight: int,
     ) -> None:
         self._program = program
@@ -152,6 +158,8 @@ class Execution:
         self._in_flight: deque[InFlight] = deque()
         self._relays = self._reads_received(program.sends.blocks.tensor)
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
+        if program.endpoint in uncast and not self._plain:
+            raise InvalidInput.at("uncast", f"names endpoint {program.endpoint}, which casts")
         in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
         if communicator.device.type == "cuda":
             in_place_bytes = staging.chunk_bytes * max(1, staging.max_buffers // 2)
@@ -160,6 +168,7 @@ class Execution:
             staging.chunk_bytes // dtype.itemsize,
             in_place_bytes // dtype.itemsize,
             communicator,
+            uncast,
         )
         if not self._chunks.local_matches():
             raise InvalidInput.at(

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
 
-from realloc.core.errors import Unavailable
+from realloc.core.errors import InvalidInput, Unavailable
 from realloc.core.transfer import TransferProgram
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.communicator import Memory
@@ -120,7 +121,8 @@ def executed(
     source: dict[str, torch.Tensor],
     destination: dict[str, torch.Tensor],
     moved: str,
-    arrived: Callable[[Arrival], None],
+    arrived: Callable[[Arrival], None] | None = None,
+    uncast: Sequence[int] = (),
 ) -> tuple[TransferReport, TransferReport]:
     """Both ends' reports, each from a thread of its own."""
 
@@ -134,6 +136,7 @@ def executed(
             dtype=moved,
             timeout_seconds=20.0,
             arrived=arrived,
+            uncast=uncast,
         )
 
     with ThreadPoolExecutor(2) as threads:
@@ -182,6 +185,49 @@ def test_parameters_are_used_in_place_and_given_back(
     assert len(lender.exported) == len(set(lender.exported))
     for communicator in communicators:
         communicator.close()
+
+
+@pytest.mark.parametrize(("uncast", "offers"), [((0, 1), 1), ((0,), 4), ((), 4)])
+def test_open_memory_is_read_whole_where_neither_side_casts(
+    uncast: tuple[int, ...], offers: int
+) -> None:
+    """One message then, however little staging there is; else in parts that staging could hold."""
+    canonical = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in SHAPES]
+    have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
+    programs = make_programs(SHAPES, have, want, 2, 1)
+    communicators, _ = connected()
+    staging = [
+        StagingBuffers(c.allocate, staging_bytes=3072, chunk_bytes=768) for c in communicators
+    ]
+    expected = parameters(want, canonical)
+    destination = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
+    with mock.patch.object(communicators[0], "lend", wraps=communicators[0].lend) as lend:
+        executed(
+            programs, communicators, staging, parameters(have, canonical), destination, "float32",
+            uncast=uncast,
+        )  # fmt: skip
+    assert lend.call_count == offers
+    for name, tensor in expected.items():
+        assert torch.equal(destination[name], tensor)
+
+
+def test_an_endpoint_that_casts_is_not_taken_for_one_that_does_not() -> None:
+    """It refuses before anything moves: its staging would not do."""
+    have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
+    canonical = [torch.ones(shape) for shape in SHAPES]
+    (communicator, _), _ = connected()
+    staging = StagingBuffers(communicator.allocate, staging_bytes=512, chunk_bytes=128)
+    with pytest.raises(InvalidInput, match="names endpoint 0, which casts"):
+        execute(
+            make_programs(SHAPES, have, want, 2, 1)[0],
+            communicator,
+            parameters(have, canonical),
+            {},
+            staging=staging,
+            dtype="bfloat16",
+            timeout_seconds=20.0,
+            uncast=(0, 1),
+        )
 
 
 def test_memory_that_was_freed_is_not_taken_for_what_came_after_it() -> None:

@@ -194,6 +194,7 @@ class TransferSession(_message.Message):
     CANONICAL_TENSORS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    UNCAST_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Unique id of the reallocation."""
     group_id: _builtins.str
@@ -212,6 +213,10 @@ class TransferSession(_message.Message):
     def canonical_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the canonical tensors; digests refer to them by index."""
 
+    @_builtins.property
+    def uncast(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Endpoints whose parameters have the element type of the way; known when all have prepared."""
+
     def __init__(
         self,
         *,
@@ -223,10 +228,11 @@ class TransferSession(_message.Message):
         canonical_tensors: _abc.Iterable[_builtins.str] | None = ...,
         dtype: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
+        uncast: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_tensors", b"canonical_tensors", "dtype", b"dtype", "group_id", b"group_id", "num_endpoints", b"num_endpoints", "session_id", b"session_id", "store_host", b"store_host", "store_port", b"store_port", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_tensors", b"canonical_tensors", "dtype", b"dtype", "group_id", b"group_id", "num_endpoints", b"num_endpoints", "session_id", b"session_id", "store_host", b"store_host", "store_port", b"store_port", "timeout_seconds", b"timeout_seconds", "uncast", b"uncast"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,16 +546,23 @@ Global___DigestTransferResponse: _TypeAlias = DigestTransferResponse  # noqa: Y0
 
 @_typing.final
 class PrepareTransferResponse(_message.Message):
-    """Empty."""
+    """What the shard found."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    UNCAST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uncast(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Endpoints of this process whose parameters have the element type of the way."""
+
     def __init__(
         self,
+        *,
+        uncast: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uncast", b"uncast"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,16 +575,24 @@ class ExecuteTransferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    UNCAST_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The reallocation."""
+    @_builtins.property
+    def uncast(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """All endpoints whose parameters have the element type of the way: what two of them move need
+        not fit staging buffers.
+        """
+
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
+        uncast: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "uncast", b"uncast"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
