@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.descriptor import FileDescriptor
 
@@ -14,9 +14,18 @@ from realloc.shard.facts import shard_facts
 from realloc.shard.transfer_service import TransferServicer
 
 
+class OwnService(Protocol):
+    """The servicer that makes a shard a trainer or a generator."""
+
+    @property
+    def job_id(self) -> str:
+        """The job that holds the shard; empty where none does."""
+        ...
+
+
 def shard_app(
     *,
-    own: tuple[AddServicer, Any],
+    own: tuple[AddServicer, OwnService],
     proto: FileDescriptor,
     batches: BatchStore,
     transfers: TransferServicer,
@@ -25,8 +34,7 @@ def shard_app(
     """A shard as `serve` needs it.
 
     Args:
-        own: the service that makes it a trainer or a generator; its servicer has a `job_id`.
-        proto: the file that declares this service, first of all.
+        proto: the file that declares the own service, first of all.
         batches: learns the shard's address.
     """
 
