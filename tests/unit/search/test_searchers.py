@@ -21,7 +21,7 @@ from realloc.search.exhaustive import ExhaustiveSearcher
 from realloc.search.option_tree import OptionTree
 from realloc.search.problem import Ints, SearchProblem
 from realloc.search.result import SearchResult, search_to_end
-from realloc.search.searchers import NAMES, searcher_named, tiny_problem
+from realloc.search.searchers import NAMES, searcher_named, tiny_problem, warm_up
 from realloc.search.space import build_tables
 from tests.unit.search.random_problems import random_problem
 
@@ -293,3 +293,12 @@ def test_warming_up_compiles_all_that_a_search_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_warm_up_goes_to_its_end_on_any_machine() -> None:
+    """It asks no clock: one that is late would end it before everything is compiled."""
+
+    def clock() -> float:
+        raise AssertionError("the warm-up asked what time it is")
+
+    warm_up(DefaultSearcher(clock=clock))
