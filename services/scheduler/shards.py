@@ -17,10 +17,10 @@ from realloc.core.mesh import DeviceMesh
 from realloc.core.strategy import ParallelStrategy
 
 Connect = Callable[[str], grpc.aio.Channel]
+"""Opens a channel to an address."""
 
 _ALIVE_SECONDS = 10.0
 """Longest wait for a sign of life."""
-"""Opens a channel to an address."""
 
 
 @dataclass(slots=True, kw_only=True)
