@@ -40,7 +40,7 @@ class JobMembers:
         """
         found = await self._living(lambda: self._present(kind)[:1] or None)
         if found is None:
-            raise Unavailable(f"no {kind} is registered")
+            raise Unavailable(f"no {kind} is registered, or none that answers")
         return found[0]
 
     async def on_devices(self, kind: str, devices: Collection[int]) -> dict[int, Member]:
@@ -60,7 +60,8 @@ class JobMembers:
         if found is None:
             missing = sorted(set(devices) - {each.device for each in self._present(kind)})
             raise NotFound(
-                f"no {kind} shard is registered for device {', '.join(map(str, missing))}"
+                f"no {kind} shard is registered for device {', '.join(map(str, missing))}, "
+                "or none that answers"
             )
         return dict(zip(devices, found, strict=True))
 

@@ -12,7 +12,7 @@ from realloc.api.param_store.v1 import param_store_pb2_grpc
 from realloc.api.shard.v1 import shard_pb2_grpc
 from realloc.api.trainer.v1 import trainer_pb2_grpc
 from realloc.coordination.membership import Member
-from realloc.core.errors import ReallocError
+from realloc.core.errors import ReallocError, Unavailable
 from realloc.core.mesh import DeviceMesh
 from realloc.core.strategy import ParallelStrategy
 
@@ -73,8 +73,10 @@ async def is_alive(connect: Connect, member: Member) -> bool:
     try:
         request = health_pb2.HealthCheckRequest()
         await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_ALIVE_SECONDS)
-    except ReallocError:
+    except Unavailable:
         return False
+    except ReallocError:
+        return True  # it refuses: the job's first call will say why
     finally:
         await channel.close()
     return True

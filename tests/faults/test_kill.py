@@ -42,7 +42,7 @@ def run_another(cluster: RunningCluster) -> None:
 
 @pytest.mark.parametrize("name", ["trainer-1", "trainer-0", "generation-0", "param_store"])
 def test_a_lost_process_fails_its_job_by_name(fragile: RunningCluster, name: str) -> None:
-    """The error names the process that left, within 30 s; then the next job runs."""
+    """The error names the process that left, long before a call is late; then the next job runs."""
     job, seconds = kill_while_running(fragile, name)
     assert job.state is JobState.FAILED
     assert name in job.error
@@ -117,7 +117,7 @@ def test_a_restarted_etcd_disturbs_no_running_job(fragile: RunningCluster) -> No
 
 
 def test_an_etcd_that_stays_away_ends_the_watch(fragile: RunningCluster) -> None:
-    """Without the store nobody hangs: the watcher is told within 30 s what is out of reach."""
+    """Without the store nobody hangs: the watcher is told in time what is out of reach."""
     with fragile.client() as client:
         job = client.submit(experiment(fragile.folder, "ppo", iterations=100_000))
         told, seconds = watch_until_it_ends(fragile, job, "etcd")
