@@ -60,11 +60,12 @@ def _simulate_all(
     space: Space,
     ints: NDArray[np.int64],
     reals: NDArray[np.float64],
+    moves: NDArray[np.float64],
     plans: NDArray[np.int64],
 ) -> float:
     total = 0.0
     for i in range(len(plans)):
-        total += evaluate_fully(space, ints, reals, plans[i])
+        total += evaluate_fully(space, ints, reals, moves, plans[i])
     return total
 
 

@@ -11,11 +11,12 @@ from realloc.search.candidates import Candidates
 from realloc.search.followers import followers
 from realloc.search.move_tables import move_tables
 from realloc.search.option_tree import OptionTree, build_option_tree
+from realloc.search.overlapping import delays
 from realloc.search.problem import SearchProblem
 from realloc.search.relaxation import MAX_CALLS_WITH_MEMORY, Bounds, Relaxation
-from realloc.search.space import flat_ints, flat_reals, offsets
+from realloc.search.space import Tables, flat_ints, flat_reals, offsets
 from realloc.search.trade_offs import trade_offs
-from realloc.search.windows import topological_order, window_edges
+from realloc.search.windows import topological_order, train_together, window_edges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,9 +26,13 @@ _MAX_TOGETHER = 600
 
 
 def build_bounds(
-    problem: SearchProblem, candidates: Candidates, rules: SimulationRules
+    problem: SearchProblem, candidates: Candidates, rules: SimulationRules, tables: Tables
 ) -> tuple[Bounds, OptionTree]:
-    """The bound of a problem and the sets of options that it speaks about."""
+    """The bound of a problem and the sets of options that it speaks about.
+
+    Args:
+        tables: of the same problem; the bound reads the seconds of moves there.
+    """
     tree = build_option_tree(problem, candidates)
     calls = problem.num_calls
     edges = sorted({(int(a), int(b)) for a, b in problem.edges})
@@ -39,7 +44,7 @@ def build_bounds(
     if window is not None and not together:
         window, movers = None, []
     tasks = calls + len(movers)
-    moves = _move_arrays(problem, tree, train)
+    moves = _move_arrays(problem, tree, train, tables)
     graph = _graph_arrays(calls, edges, train, rules)
     users = _users(train, tree)
     trades, shared = trade_offs(problem, tree, users), followers(problem, tree)
@@ -62,7 +67,9 @@ def build_bounds(
     reals = moves.reals | {
         "seconds": tree.seconds,
         "area": tree.area,
+        "slowest": tree.slowest,
         "follow_seconds": shared.follow_seconds,
+        "follow_slowest": shared.follow_slowest,
         "trade_seconds": trades.trade_seconds,
         "trade_user_seconds": trades.trade_user_seconds,
         "trade_share": trades.trade_share,
@@ -75,6 +82,8 @@ def build_bounds(
         num_together=len(together),
         most_packed=_packed(calls),
         num_ends=len(graph["ends"]),
+        train_together=train_together(calls, edges, train) and rules.staleness <= 1,
+        num_delays=len(graph["delays"]),
         iterations=rules.iterations,
         lag=1 + rules.staleness,
         num_sets=len(tree.option),
@@ -83,8 +92,8 @@ def build_bounds(
         **offsets(ints),
         **offsets(reals),
     )
-    bounds = Bounds(relaxation=relaxation, ints=flat_ints(ints), reals=flat_reals(reals))
-    return bounds, tree
+    flat = flat_ints(ints), flat_reals(reals)
+    return Bounds(relaxation, *flat, moves=tables.moves), tree
 
 
 def _tree_arrays(tree: OptionTree) -> dict[str, Ints]:
@@ -113,12 +122,15 @@ def _graph_arrays(
     """Precedence over iterations, for graphs without windows."""
     ends = sorted(set(range(calls)) - {a for a, _ in edges})
     before_start, before = _before(calls, edges)
+    behind = _behind(calls, edges, train, ends, rules)
     return {
         "order": np.array(topological_order(calls, edges)),
         "before_start": before_start,
         "before": before,
         "ends": np.array(ends),
-        "behind": _behind(calls, edges, train, ends, rules),
+        "behind": behind.sum(axis=1),
+        "behind_either": (behind[:, None] | behind[None, :]).sum(axis=2),
+        "delays": np.array(delays(calls, edges, train, rules), dtype=np.int64),
     }
 
 
@@ -198,30 +210,25 @@ class _Moves(NamedTuple):
     reals: dict[str, Floats]
 
 
-def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Moves:
-    """Tables of the fewest seconds of moves, and the matrices themselves."""
+def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints, tables: Tables) -> _Moves:
+    """Tables of the fewest seconds of moves, and where the matrices themselves are."""
     calls = problem.num_calls
-    groups: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(2)]
-    matrices: list[Floats] = [np.zeros((0, 0))]
-    arrays = {
-        name: np.full(calls, -1, dtype=np.int64)
-        for name in ("least_start", "least_columns", "matrix_start", "matrix_size")
-    }
+    found: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(2)]
+    models = tables.ints[tables.space.model :][:calls]
+    arrays = {name: np.full(calls, -1, dtype=np.int64) for name in ("least_start", "least_columns")}
     for call in range(calls):
         if train[call] < 0 or train[call] == call:
             continue
-        arrays["least_start"][call] = sum(table.size for table in groups[0])
-        both = move_tables(problem, tree, int(train[call]), call)
-        for tables, table in zip(groups, both, strict=True):
-            tables.append(table)
-        arrays["least_columns"][call] = groups[0][-1].shape[1]
-        arrays["matrix_start"][call] = sum(matrix.size for matrix in matrices)
-        model = int(problem.call_model[call])
-        matrices.append(problem.realloc_seconds.get(model, np.zeros((1, 1))))
-        arrays["matrix_size"][call] = len(matrices[-1])
-    named = dict(zip(("least", "moved", "matrix"), (*groups, matrices), strict=True))
-    reals = {name: np.concatenate([t.ravel() for t in tables]) for name, tables in named.items()}
-    return _Moves(arrays, reals)
+        arrays["least_start"][call] = sum(table.size for table in found[0])
+        for kind, table in zip(
+            found, move_tables(problem, tree, int(train[call]), call), strict=True
+        ):
+            kind.append(table)
+        arrays["least_columns"][call] = found[0][-1].shape[1]
+    arrays["matrix_start"] = tables.ints[tables.space.realloc_start + models]
+    arrays["matrix_size"] = tables.ints[tables.space.realloc_size + models]
+    least, moved = (np.concatenate([table.ravel() for table in kind]) for kind in found)
+    return _Moves(arrays, {"least": least, "moved": moved})
 
 
 def _movers(train: Ints) -> list[int]:
@@ -281,11 +288,11 @@ def _before(calls: int, edges: list[tuple[int, int]]) -> tuple[Ints, Ints]:
 
 def _behind(
     calls: int, edges: list[tuple[int, int]], train: Ints, ends: list[int], rules: SimulationRules
-) -> Ints:
-    """[ends, C], how many runs of each call wait for the first run of an end."""
+) -> NDArray[np.bool_]:
+    """[ends, K − 1, C], whether a later iteration's run waits for the first run of an end."""
     order = topological_order(calls, edges)
     lag = 1 + rules.staleness
-    found = np.zeros((len(ends), calls), dtype=np.int64)
+    found = np.zeros((len(ends), rules.iterations - 1, calls), dtype=np.bool_)
     for row, end in enumerate(ends):
         waits = np.zeros((rules.iterations, calls), dtype=bool)
         waits[0, end] = True
@@ -296,5 +303,5 @@ def _behind(
                 owner = train[call]
                 if owner >= 0 and owner != call and i >= lag:
                     waits[i, call] |= waits[i - lag, owner]
-        found[row] = waits[1:].sum(axis=0)
+        found[row] = waits[1:]
     return found

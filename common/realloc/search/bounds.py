@@ -45,28 +45,36 @@ Floats = NDArray[np.float64]
 
 @compiled
 def choice_bound(
-    r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats, limit: float
+    r: Relaxation,
+    ints: Ints,
+    reals: Floats,
+    moves: Floats,
+    choice: Ints,
+    weights: Floats,
+    limit: float,
 ) -> float:
     """No plan that chooses from the sets of `choice` takes fewer seconds (up to rounding).
 
     Args:
         choice: [C], a set of the option tree per call.
         weights: [T + 2], filled with the tasks' weights, the price of memory, and the bit set
-            of the calls that pay it, for `weighted_bound`; zeros where the graph has no windows.
+            of the calls that pay it, for `weighted_bound`; without windows only weights of the
+            calls, that say which to refine.
         limit: a bound above it may as well be lower.
     """
     weights[:] = 0.0
     trial = bare(reals[r.trial : r.trial + r.num_tasks + 2])
-    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
+    ints, reals, moves = bare(ints), bare(reals), bare(moves)
+    choice, weights = bare(choice), bare(weights)
     fill_facts(r, ints, reals, choice)
     fill_mates(r, ints, choice)
     if overflows(r, ints) or overflows_where_known(r, ints) or packs_too_much(r, ints, reals):
         return np.inf
-    if not fill_seconds(r, ints, reals, choice):
+    if not fill_seconds(r, ints, reals, moves, choice):
         return np.inf
     fill_clashes(r, ints, reals, choice)
     if not r.has_windows:
-        return unrolled_bound(r, ints, reals, choice)
+        return unrolled_bound(r, ints, reals, moves, choice, weights)
     fitting = fitting_sets(r, ints, reals)
     weigh(r, ints, reals, fitting, weights)
     return _price_memory(r, ints, reals, choice, fitting, weights, trial, limit)
@@ -111,10 +119,16 @@ def _price_memory(
 
 @compiled
 def weighted_bound(
-    r: Relaxation, ints: Ints, reals: Floats, choice: Ints, weights: Floats
+    r: Relaxation, ints: Ints, reals: Floats, moves: Floats, choice: Ints, weights: Floats
 ) -> float:
-    """The bound by the weights of a choice that contains this one; cheaper and weaker."""
-    ints, reals, choice, weights = bare(ints), bare(reals), bare(choice), bare(weights)
-    if not fill_seconds(r, ints, reals, choice):
+    """The bound by the weights of a choice that contains this one; cheaper and weaker.
+
+    0 where the graph has no windows: weights are of one of several cases there.
+    """
+    if not r.has_windows:
+        return 0.0
+    ints, reals, moves = bare(ints), bare(reals), bare(moves)
+    choice, weights = bare(choice), bare(weights)
+    if not fill_seconds(r, ints, reals, moves, choice):
         return np.inf
     return priced_bound(r, ints, reals, choice, weights)

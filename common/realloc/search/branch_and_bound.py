@@ -9,7 +9,6 @@ Nothing is left out for being slower than an alternative, only for bounds on who
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from realloc.search.bounds import choice_bound, weighted_bound
 from realloc.search.compilation import compiled, inlined
 from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.facts import follows
+from realloc.search.open_choices import Pool, empty_pool, open_choice, take_choice
 from realloc.search.option_tree import OptionTree
 from realloc.search.random_numbers import RandomState, random_real
 from realloc.search.relaxation import Bounds, Relaxation
@@ -49,21 +49,6 @@ class Stretch:
     """Plans simulated."""
 
 
-class Pool(NamedTuple):
-    """Open choices in slots; a heap of the slots by bound, and a stack of those in a hurry."""
-
-    choice: NDArray[np.int32]
-    """[slots, C]"""
-    bound: Floats
-    """[slots]"""
-    free: Ints
-    """[slots], free ones from `sizes[2]` on."""
-    heap: Ints
-    stack: Ints
-    sizes: Ints
-    """[3], in the heap, on the stack, in use."""
-
-
 class BranchAndBound:
     """The open choices, refined in resumable stretches."""
 
@@ -75,15 +60,21 @@ class BranchAndBound:
         self._most_open = most_open
         calls, tasks = tables.space.num_calls, bounds.relaxation.num_tasks
         depth_first = 2 * _MOST_CUTS * calls + int(tree.child_count[tree.root].sum())
-        self._pool = _empty_pool(most_open + depth_first, calls)
+        self._pool = empty_pool(most_open + depth_first, calls)
         self._order = np.argsort(-tree.area[tree.root], kind="stable").astype(np.int64)
         self._weights = np.zeros((2, tasks + 2))
         self._proved = np.zeros(1)
         self.best = np.zeros(calls, dtype=np.int64)
         self.best_seconds = np.inf
-        root = choice_bound(*bounds, tree.root, self._weights[0], np.inf)
-        _open(self._pool, tree.root, root, most_open)
-        self._proved[0] = root
+        self.restart(tree.root)
+
+    def restart(self, choice: Ints) -> None:
+        """Forget all open choices but one: from now on, nothing is said of other plans."""
+        self._pool.free[:] = np.arange(len(self._pool.free))
+        self._pool.sizes[:] = 0
+        bound = choice_bound(*self._bounds, choice, self._weights[0], np.inf)
+        open_choice(self._pool, choice, bound, self._most_open, 0)
+        self._proved[0] = bound
 
     @property
     def lower_bound(self) -> float:
@@ -108,43 +99,26 @@ class BranchAndBound:
         )
         return Stretch(choices=int(counts[0]), plans=int(counts[1]))
 
+    def choice_at(self, place: int) -> Ints | None:
+        """An open choice, by its place in the heap, round and round; 0 is the least bound."""
+        if self._pool.sizes[0] == 0:
+            return None
+        slot = self._pool.heap[place % int(self._pool.sizes[0])]
+        found: Ints = self._pool.choice[slot].astype(np.int64)
+        return found
+
     def dive(
-        self, best_seconds: float, place: int, noise: float, state: RandomState
+        self, choice: Ints, best_seconds: float, noise: float, state: RandomState
     ) -> Ints | None:
         """A plan by always taking the child of about the least bound; None where none is better.
 
         Args:
-            place: where to begin, in the heap of open choices, round and round; 0 is the least
-                bound.
+            choice: where to begin; overwritten.
             noise: by what share at most a bound is taken to be larger than it is.
         """
-        if self._pool.sizes[0] == 0:
-            return None
-        place %= int(self._pool.sizes[0])
         plan = np.full(len(self.best), -1, dtype=np.int64)
-        _dive(
-            *self._bounds,
-            self._pool,
-            self._order,
-            self._weights,
-            place,
-            plan,
-            best_seconds,
-            noise,
-            state,
-        )
+        _dive(*self._bounds, choice, self._order, self._weights, plan, best_seconds, noise, state)
         return plan if plan[0] >= 0 else None
-
-
-def _empty_pool(slots: int, calls: int) -> Pool:
-    return Pool(
-        choice=np.zeros((slots, calls), dtype=np.int32),
-        bound=np.zeros(slots),
-        free=np.arange(slots),
-        heap=np.zeros(slots, dtype=np.int64),
-        stack=np.zeros(slots, dtype=np.int64),
-        sizes=np.zeros(3, dtype=np.int64),
-    )
 
 
 @compiled
@@ -152,9 +126,11 @@ def _advance(
     r: Relaxation,
     b_ints: Ints,
     b_reals: Floats,
+    b_moves: Floats,
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     pool: Pool,
     order: Ints,
     weights: Floats,
@@ -177,27 +153,28 @@ def _advance(
             proved[0] = max(proved[0], pool.bound[pool.heap[0]])
         limit = best_seconds * (1.0 + MARGIN)
         counts[0] += 1
-        if _take(pool, choice) > limit:
+        if take_choice(pool, choice) > limit:
             continue
-        if choice_bound(r, b_ints, b_reals, choice, weights[0], limit) > limit:
+        if choice_bound(r, b_ints, b_reals, b_moves, choice, weights[0], limit) > limit:
             continue
         c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
         if c < 0:
             for d in range(r.num_calls):
                 plan[d] = b_ints[r.option + choice[d]]
             counts[1] += 1
-            value = evaluate(s, ints, reals, plan, best_seconds)
+            value = evaluate(s, ints, reals, moves, plan, best_seconds)
             if value < best_seconds:
                 best_seconds = value
                 best[:] = plan
             continue
         begin, end = _children(r, b_ints, choice, c)
+        below = pool.sizes[1]
         for at in range(begin, end):
             choice[c] = b_ints[at]
             counts[0] += 1
-            bound = _child_bound(r, b_ints, b_reals, choice, weights, limit)
+            bound = _child_bound(r, b_ints, b_reals, b_moves, choice, weights, limit)
             if bound <= limit:
-                _open(pool, choice, bound, most_open)
+                open_choice(pool, choice, bound, most_open, below)
     return best_seconds
 
 
@@ -206,18 +183,19 @@ def _dive(
     r: Relaxation,
     b_ints: Ints,
     b_reals: Floats,
-    pool: Pool,
+    b_moves: Floats,
+    choice: Ints,
     order: Ints,
     weights: Floats,
-    place: int,
     plan: Ints,
     best_seconds: float,
     noise: float,
     state: RandomState,
 ) -> None:
-    """Fill `plan` where the dive from an open choice, at a place of the heap, ends in one."""
-    choice = pool.choice[pool.heap[place]].astype(np.int64)
-    while choice_bound(r, b_ints, b_reals, choice, weights[0], best_seconds) < best_seconds:
+    """Fill `plan` where the dive from a choice ends in one."""
+    while (
+        choice_bound(r, b_ints, b_reals, b_moves, choice, weights[0], best_seconds) < best_seconds
+    ):
         c = _call_to_refine(r, b_ints, b_reals, order, choice, weights[0])
         if c < 0:
             for d in range(r.num_calls):
@@ -229,7 +207,7 @@ def _dive(
         begin, end = _children(r, b_ints, choice, c)
         for at in range(begin, end):
             choice[c] = b_ints[at]
-            bound = _child_bound(r, b_ints, b_reals, choice, weights, best_seconds)
+            bound = _child_bound(r, b_ints, b_reals, b_moves, choice, weights, best_seconds)
             if bound >= best_seconds:
                 continue
             bound *= 1.0 + noise * random_real(state)
@@ -313,70 +291,13 @@ def _child_bound(
     r: Relaxation,
     b_ints: Ints,
     b_reals: Floats,
+    b_moves: Floats,
     choice: Ints,
     weights: Floats,
     limit: float,
 ) -> float:
     """The bound of a choice, which is a child of the one that `weights[0]` belongs to."""
-    quick = weighted_bound(r, b_ints, b_reals, choice, weights[0])
+    quick = weighted_bound(r, b_ints, b_reals, b_moves, choice, weights[0])
     if quick > limit:
         return quick
-    return max(quick, choice_bound(r, b_ints, b_reals, choice, weights[1], limit))
-
-
-@compiled
-def _open(pool: Pool, choice: Ints, bound: float, most_open: int) -> None:
-    """Keep a choice open: on the heap, or on the stack where the heap is full."""
-    slot = pool.free[pool.sizes[2]]
-    pool.sizes[2] += 1
-    for c in range(len(choice)):
-        pool.choice[slot, c] = choice[c]
-    pool.bound[slot] = bound
-    if pool.sizes[0] >= most_open:
-        pool.stack[pool.sizes[1]] = slot
-        pool.sizes[1] += 1
-        return
-    at = pool.sizes[0]
-    pool.sizes[0] += 1
-    while at > 0 and bound < pool.bound[pool.heap[(at - 1) // 2]]:
-        pool.heap[at] = pool.heap[(at - 1) // 2]
-        at = (at - 1) // 2
-    pool.heap[at] = slot
-
-
-@inlined
-def _take(pool: Pool, choice: Ints) -> float:
-    """Copy the choice on top of the stack, else that of the least bound, and close it.
-
-    Returns:
-        Its bound.
-    """
-    if pool.sizes[1] > 0:
-        pool.sizes[1] -= 1
-        slot = pool.stack[pool.sizes[1]]
-    else:
-        slot = pool.heap[0]
-        pool.sizes[0] -= 1
-        _sink(pool, pool.heap[pool.sizes[0]])
-    pool.sizes[2] -= 1
-    pool.free[pool.sizes[2]] = slot
-    for c in range(len(choice)):
-        choice[c] = pool.choice[slot, c]
-    return float(pool.bound[slot])
-
-
-@inlined
-def _sink(pool: Pool, slot: int) -> None:
-    """Put a slot where the heap's first one was."""
-    size = pool.sizes[0]
-    at = 0
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and (pool.bound[pool.heap[child + 1]] < pool.bound[pool.heap[child]]):
-            child += 1
-        if pool.bound[pool.heap[child]] >= pool.bound[slot]:
-            break
-        pool.heap[at] = pool.heap[child]
-        at = child
-    if size > 0:
-        pool.heap[at] = slot
+    return max(quick, choice_bound(r, b_ints, b_reals, b_moves, choice, weights[1], limit))

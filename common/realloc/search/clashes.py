@@ -39,13 +39,15 @@ def _pair_of_groups(r: Relaxation, ints: Ints, choice: Ints, c: int) -> int:
 
 
 @inlined
-def move_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> float:
+def move_seconds(
+    r: Relaxation, ints: Ints, reals: Floats, moves: Floats, choice: Ints, c: int
+) -> float:
     """Fewest seconds of the reallocation before call `c`."""
     move = _chosen_move(r, ints, choice, c)
     if move == _NO_MOVE:
         return 0.0
     if move >= 0:
-        return float(reals[r.matrix + move])
+        return float(moves[move])
     return float(reals[r.least + _pair_of_groups(r, ints, choice, c)])
 
 
@@ -59,7 +61,7 @@ def _surely_moves(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int
 
 
 @inlined
-def fill_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool:
+def fill_seconds(r: Relaxation, ints: Ints, reals: Floats, moves: Floats, choice: Ints) -> bool:
     """Fewest seconds of every task; false where a call cannot have what the choice says."""
     most = 0.0
     for c in range(r.num_calls):
@@ -67,7 +69,7 @@ def fill_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> bool
         most = max(most, reals[r.task_seconds + c])
     for t in range(r.num_calls, r.num_tasks):
         c = ints[r.mover + t]
-        reals[r.task_seconds + t] = move_seconds(r, ints, reals, choice, c)
+        reals[r.task_seconds + t] = move_seconds(r, ints, reals, moves, choice, c)
         most = max(most, reals[r.task_seconds + t])
     return most < np.inf
 

@@ -20,8 +20,9 @@ from realloc.search.evaluator import MARGIN, evaluate
 from realloc.search.heuristic import symmetric_plan
 from realloc.search.local_search import descend, descend_pair, wander
 from realloc.search.narrowing import may_improve
+from realloc.search.neighbourhoods import Neighbourhoods
 from realloc.search.problem import SearchProblem
-from realloc.search.random_numbers import RandomState, new_random_state, random_real
+from realloc.search.random_numbers import RandomState, new_random_state, random_below, random_real
 from realloc.search.result import Clock, Progress, SearchResult
 from realloc.search.space import Tables, build_tables
 
@@ -41,8 +42,24 @@ _PLACES, _STRIDE = 512, 5
 """Dives begin at so many open choices from the least bound on, all of them in turn (a linear
 congruential sequence of full period)."""
 
-_PATIENCE, _LONGEST_TURN = 2, 4
-"""While no better plan is found, turns of the proof grow: by one each time, up to so many."""
+_LONGEST_TURN = 12
+"""While no better plan is found, turns of the proof grow, up to so many times the shortest."""
+
+_WALK = 15
+"""Choices of walks through neighbourhoods in a turn, in the proof's shortest turns. While no
+better plan is found, they become fewer."""
+
+_WALK_PER_OPTION = 6
+"""And of small problems so many per option: their proof ends soon."""
+
+_SMALL = 3
+"""How much longer the turns of such a proof are."""
+
+_MOST_HALVINGS = 4
+"""Of that, one for each walk that came to a plan where another had been."""
+
+_PROBES = 2
+"""Of so many dives all but one begin with one call at a random option, all others open."""
 
 _SLACK = 1.02
 """How far above the best plan a dive's bound may be: descent may bring it below."""
@@ -50,14 +67,14 @@ _SLACK = 1.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultSearcher:
-    """Iterated local search with one- and two-call moves, and passes that prove a bound."""
+    """Walks through neighbourhoods large and small, and a proof of a bound."""
 
     name: str = "default"
     clock: Clock = time.perf_counter
     slice_plans: int = 16_000
     """Plans that local search decides in one turn."""
-    slice_choices: int = 6_000
-    """Choices that branch and bound looks at in one turn."""
+    slice_choices: int = 2_000
+    """Choices that branch and bound looks at in the shortest turn of the proof."""
 
     def search(
         self, problem: SearchProblem, *, seconds: float, seed: int, rules: SimulationRules
@@ -77,23 +94,35 @@ class DefaultSearcher:
         proof = _Proof(problem, tables, rules, local.candidates)
         proof.report(progress)
         yield progress.result()
+        walks = proof.neighbourhoods(local.state)
+        choices = min(_WALK * self.slice_choices, _WALK_PER_OPTION * problem.num_options)
+        shortest = 1 if choices == _WALK * self.slice_choices else _SMALL
         stalled = 0
         while not progress.is_over and proof.ties < _TIES:
             before = progress.seconds, progress.lower_bound
-            longer = 1 + min(stalled // _PATIENCE, _LONGEST_TURN - 1)
+            longer = shortest * (1 + min(stalled // 2, _LONGEST_TURN // shortest - 1))
             proof.advance(progress, self.slice_choices * (1 if proof.ties else longer))
             if not proof.ties and not progress.is_over:
                 if progress.seconds == before[0]:
                     local.narrow(proof, progress)
-                for start in proof.promising(progress, local.state):
-                    local.descend(progress, start)
-                    if progress.is_over:
-                        break
+                if walks.is_idle:
+                    self._dive(progress, proof, local, walks)
+                shorter = (1 + stalled // 4) << min(walks.returns, _MOST_HALVINGS)
+                walks.improve(progress, choices // shorter)
                 local.improve(progress, self.slice_plans)
             stalled = stalled + 1 if progress.seconds == before[0] else 0
             if (progress.seconds, progress.lower_bound) != before:
                 yield progress.result()
         yield progress.result()
+
+    def _dive(
+        self, progress: Progress, proof: "_Proof", local: "_LocalSearch", walks: Neighbourhoods
+    ) -> None:
+        """Look for plans to walk from."""
+        for start in proof.promising(progress, local.state):
+            walks.suggest(start, local.descend(progress, start), progress.seconds)
+            if progress.is_over:
+                return
 
 
 class _LocalSearch:
@@ -118,8 +147,8 @@ class _LocalSearch:
             seconds = progress.evaluate(lambda: self._move_pair(plan, seconds, pair, plans // 2))
         return progress.offer(plan, seconds)
 
-    def descend(self, progress: Progress, plan: Ints) -> None:
-        """From a given plan down."""
+    def descend(self, progress: Progress, plan: Ints) -> float:
+        """From a given plan down, in place; its seconds then."""
         options, starts = self.candidates.options, self.candidates.starts
         value = evaluate(*self._tables, plan, np.inf)
         if np.isfinite(value):
@@ -127,6 +156,7 @@ class _LocalSearch:
                 lambda: descend(*self._tables, options, starts, plan, value, 0)
             )
             progress.offer(plan, value)
+        return value
 
     def _kick(self, plan: Ints, seconds: float, plans: int) -> tuple[float, int]:
         options, starts = self.candidates.options, self.candidates.starts
@@ -173,7 +203,8 @@ class _Proof:
         self, problem: SearchProblem, tables: Tables, rules: SimulationRules, known: Candidates
     ) -> None:
         self._problem = problem
-        self._bounds, self._tree = build_bounds(problem, known, rules)
+        self._tables = tables
+        self._bounds, self._tree = build_bounds(problem, known, rules, tables)
         self._search = BranchAndBound(tables, self._bounds, self._tree)
         self._place = 0
         self.ties = 0
@@ -195,12 +226,28 @@ class _Proof:
     def promising(self, progress: Progress, state: RandomState) -> Iterator[Ints]:
         """Plans where the bounds are small, or not much above the best plan's seconds."""
         gap = 1.0 - progress.lower_bound / progress.seconds
-        for _ in range(math.ceil(_DIVES * min(1.0, gap / _WIDE_GAP))):
-            self._place = (_STRIDE * self._place + 1) % _PLACES
+        for turn in range(math.ceil(_DIVES * min(1.0, gap / _WIDE_GAP))):
             limit, noise = progress.seconds * _SLACK, _NOISE * random_real(state)
-            plan = self._search.dive(limit, self._place, noise, state)
+            choice = self._probe(state) if turn % _PROBES else self._open_choice()
+            plan = None if choice is None else self._search.dive(choice, limit, noise, state)
             if plan is not None:
                 yield plan
+
+    def _open_choice(self) -> Ints | None:
+        self._place = (_STRIDE * self._place + 1) % _PLACES
+        return self._search.choice_at(self._place)
+
+    def _probe(self, state: RandomState) -> Ints | None:
+        """All plans that have a random option of a random call."""
+        call = random_below(state, self._problem.num_calls)
+        sets = self._tree.single_sets(call)
+        choice = self._tree.root.copy()
+        choice[call] = sets[random_below(state, len(sets))]
+        return choice
+
+    def neighbourhoods(self, state: RandomState) -> Neighbourhoods:
+        """The same bounds, around plans."""
+        return Neighbourhoods(self._problem, self._tables, self._bounds, self._tree, state)
 
     def may_improve(self, seconds: float) -> NDArray[np.bool_]:
         """[O], see `realloc.search.narrowing`."""

@@ -20,7 +20,9 @@ another order than the simulator, so they are exact only up to rounding."""
 
 
 @compiled
-def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> float:
+def evaluate(
+    s: Space, ints: Ints, reals: Floats, moves: Floats, plan: Ints, cutoff: float
+) -> float:
     """Seconds per iteration of a plan, exactly.
 
     Returns:
@@ -32,7 +34,7 @@ def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> 
     bound = _load_bound(s, ints, reals, plan)
     if bound == np.inf or bound > cutoff * (1.0 + MARGIN):
         return bound
-    _gates(s, ints, reals, plan)
+    _gates(s, ints, reals, bare(moves), plan)
     bound = _path_bound(s, ints, reals)
     if bound > cutoff * (1.0 + MARGIN):
         return bound
@@ -40,16 +42,16 @@ def evaluate(s: Space, ints: Ints, reals: Floats, plan: Ints, cutoff: float) -> 
 
 
 @compiled
-def evaluate_fully(s: Space, ints: Ints, reals: Floats, plan: Ints) -> float:
+def evaluate_fully(s: Space, ints: Ints, reals: Floats, moves: Floats, plan: Ints) -> float:
     """Seconds per iteration of a plan, whether it fits the memory or not."""
     ints, reals, plan = bare(ints), bare(reals), bare(plan)
     _overlaps(s, ints, reals, plan)
-    _gates(s, ints, reals, plan)
+    _gates(s, ints, reals, bare(moves), plan)
     return run_events(s, ints, reals, np.inf)
 
 
 @compiled
-def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, plan: Ints) -> int:
+def plan_peak_bytes(s: Space, ints: Ints, reals: Floats, moves: Floats, plan: Ints) -> int:
     """The largest peak over the devices.
 
     The calls on a device are all on the first device of the one that starts last, so the
@@ -136,7 +138,7 @@ def _load_bound(s: Space, ints: Ints, reals: Floats, plan: Ints) -> float:
 
 
 @inlined
-def _gates(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
+def _gates(s: Space, ints: Ints, reals: Floats, moves: Floats, plan: Ints) -> None:
     """Seconds of the slots, and the reallocation that each call waits for."""
     for c in range(s.num_calls):
         o = plan[c]
@@ -163,7 +165,7 @@ def _gates(s: Space, ints: Ints, reals: Floats, plan: Ints) -> None:
         if gate == slot:
             m = ints[s.model + c]
             at = ints[s.realloc_start + m] + source * ints[s.realloc_size + m] + target
-            reals[s.slot_seconds + slot] = reals[s.realloc + at]
+            reals[s.slot_seconds + slot] = moves[at]
 
 
 @inlined

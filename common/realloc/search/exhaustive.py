@@ -59,6 +59,7 @@ def _enumerate(
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     flat: Ints,
     starts: Ints,
     digits: Ints,
@@ -77,7 +78,7 @@ def _enumerate(
             return False, done
         for c in range(s.num_calls):
             plan[c] = flat[starts[c] + digits[c]]
-        value = evaluate(s, ints, reals, plan, found[0])
+        value = evaluate(s, ints, reals, moves, plan, found[0])
         if value < found[0]:
             found[0] = value
             best[:] = plan

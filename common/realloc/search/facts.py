@@ -37,6 +37,15 @@ def least_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int
 
 
 @inlined
+def most_seconds(r: Relaxation, ints: Ints, reals: Floats, choice: Ints, c: int) -> float:
+    """Most seconds of a call."""
+    if not follows(r, ints, choice, c):
+        return float(reals[r.slowest + choice[c]])
+    t = ints[r.train + c]
+    return float(reals[r.follow_slowest + ints[r.follow_start + c] + choice[t] - ints[r.root + t]])
+
+
+@inlined
 def fill_facts(r: Relaxation, ints: Ints, reals: Floats, choice: Ints) -> None:
     """Devices and bytes of every call; what a call that follows adds to memory is counted 0."""
     for c in range(r.num_calls):

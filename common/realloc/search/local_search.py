@@ -26,6 +26,7 @@ def descend(
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     options: Ints,
     starts: Ints,
     plan: Ints,
@@ -51,7 +52,7 @@ def descend(
             if options[i] == kept:
                 continue
             plan[c] = options[i]
-            here = evaluate(s, ints, reals, plan, value)
+            here = evaluate(s, ints, reals, moves, plan, value)
             if here < value:
                 value = here
                 best = options[i]
@@ -67,6 +68,7 @@ def descend_pair(
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     options: Ints,
     starts: Ints,
     plan: Ints,
@@ -90,7 +92,7 @@ def descend_pair(
         plan[one] = options[starts[one] + (from_one + i) % (starts[one + 1] - starts[one])]
         for j in range(size_two):
             plan[two] = options[starts[two] + (from_two + j) % (starts[two + 1] - starts[two])]
-            here = evaluate(s, ints, reals, plan, value)
+            here = evaluate(s, ints, reals, moves, plan, value)
             if here < value:
                 value = here
                 best_one = plan[one]
@@ -102,14 +104,21 @@ def descend_pair(
 
 @compiled
 def shed_memory(
-    s: Space, ints: Ints, reals: Floats, options: Ints, starts: Ints, plan: Ints, first_call: int
+    s: Space,
+    ints: Ints,
+    reals: Floats,
+    moves: Floats,
+    options: Ints,
+    starts: Ints,
+    plan: Ints,
+    first_call: int,
 ) -> bool:
     """Make a plan fit: by the one move that leaves it fastest, else by lowering the peak first.
 
     Returns:
         False where no single move lowers the peak any further and the plan does not fit.
     """
-    peak = plan_peak_bytes(s, ints, reals, plan)
+    peak = plan_peak_bytes(s, ints, reals, moves, plan)
     c = first_call
     unchanged = 0
     while peak > s.device_memory_bytes and unchanged < s.num_calls:
@@ -120,7 +129,7 @@ def shed_memory(
             kept = plan[d]
             for i in range(starts[d], starts[d + 1]):
                 plan[d] = options[i]
-                here = evaluate(s, ints, reals, plan, value)
+                here = evaluate(s, ints, reals, moves, plan, value)
                 if here < value:
                     value = here
                     best_call = d
@@ -133,7 +142,7 @@ def shed_memory(
         kept = best
         for i in range(starts[c], starts[c + 1]):
             plan[c] = options[i]
-            lower = plan_peak_bytes(s, ints, reals, plan)
+            lower = plan_peak_bytes(s, ints, reals, moves, plan)
             if lower < peak:
                 peak = lower
                 best = options[i]
@@ -148,6 +157,7 @@ def wander(
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     options: Ints,
     starts: Ints,
     fits: Ints,
@@ -189,10 +199,10 @@ def wander(
                 c = random_below(state, s.num_calls)
                 plan[c] = options[starts[c] + random_below(state, starts[c + 1] - starts[c])]
         first_call = random_below(state, s.num_calls)
-        if not shed_memory(s, ints, reals, options, starts, plan, first_call):
+        if not shed_memory(s, ints, reals, moves, options, starts, plan, first_call):
             plan[:] = fits
-        here = evaluate(s, ints, reals, plan, np.inf)
-        here, more = descend(s, ints, reals, options, starts, plan, here, first_call)
+        here = evaluate(s, ints, reals, moves, plan, np.inf)
+        here, more = descend(s, ints, reals, moves, options, starts, plan, here, first_call)
         decided += more + 1
         walk[1] += 1.0
         if here <= walk[0] * SLACK:

@@ -80,6 +80,7 @@ def _walk(
     s: Space,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     options: Ints,
     starts: Ints,
     plan: Ints,
@@ -91,14 +92,14 @@ def _walk(
 ) -> tuple[float, int]:
     """Advance the chain; `found` holds the best seconds and the cost of `plan` (−1: unknown)."""
     if found[1] < 0.0:
-        found[1] = _cost(s, ints, reals, plan, best, found, np.inf)
+        found[1] = _cost(s, ints, reals, moves, plan, best, found, np.inf)
     for _ in range(steps):
         c = random_below(state, s.num_calls)
         kept = plan[c]
         plan[c] = options[starts[c] + random_below(state, starts[c + 1] - starts[c])]
         # Accepted where a random real is below exp(−β × how much worse): known before the cost.
         limit = found[1] - np.log(1.0 - random_real(state)) / beta
-        cost = _cost(s, ints, reals, plan, best, found, limit)
+        cost = _cost(s, ints, reals, moves, plan, best, found, limit)
         if cost <= limit:
             found[1] = cost
         else:
@@ -108,12 +109,19 @@ def _walk(
 
 @compiled
 def _cost(
-    s: Space, ints: Ints, reals: Floats, plan: Ints, best: Ints, found: Floats, limit: float
+    s: Space,
+    ints: Ints,
+    reals: Floats,
+    moves: Floats,
+    plan: Ints,
+    best: Ints,
+    found: Floats,
+    limit: float,
 ) -> float:
     """The cost of a plan; where it is above the limit, any number that is."""
-    seconds = evaluate(s, ints, reals, plan, limit * (1.0 + MARGIN))
+    seconds = evaluate(s, ints, reals, moves, plan, limit * (1.0 + MARGIN))
     if seconds == np.inf:
-        return evaluate_fully(s, ints, reals, plan) * _OVERFLOW_FACTOR
+        return evaluate_fully(s, ints, reals, moves, plan) * _OVERFLOW_FACTOR
     if seconds < found[0]:
         found[0] = seconds
         best[:] = plan

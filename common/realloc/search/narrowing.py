@@ -45,6 +45,7 @@ def _keep(
     r: Relaxation,
     ints: Ints,
     reals: Floats,
+    moves: Floats,
     others: Ints,
     call: int,
     limit: float,
@@ -65,7 +66,7 @@ def _keep(
         node = stack[begin]
         begin += 1
         choice[call] = node
-        if begin <= most and choice_bound(r, ints, reals, choice, weights, limit) > limit:
+        if begin <= most and choice_bound(r, ints, reals, moves, choice, weights, limit) > limit:
             continue
         if ints[r.option + node] >= 0:
             kept[ints[r.option + node]] = True

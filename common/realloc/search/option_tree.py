@@ -49,6 +49,8 @@ class OptionTree:
     """[V], fewest seconds."""
     area: Floats
     """[V], fewest devices × seconds."""
+    slowest: Floats
+    """[V], most seconds."""
     resident: Ints
     """[V], fewest resident bytes."""
     active: Ints
@@ -84,7 +86,7 @@ def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionT
     shape = np.stack([first, devices], axis=1)
     weights = np.stack([problem.option_resident_bytes, problem.option_active_bytes], axis=1)
     sets = np.zeros((size, len(_SET_COLUMNS)), dtype=np.int64)
-    seconds = np.zeros((size, 2))
+    seconds = np.zeros((size, 3))
     root = np.zeros(problem.num_calls, dtype=np.int64)
     num_groups = np.zeros(problem.num_calls, dtype=np.int64)
     follow = _may_follow(problem, candidates)
@@ -109,6 +111,7 @@ def build_option_tree(problem: SearchProblem, candidates: Candidates) -> OptionT
         num_groups=num_groups,
         seconds=seconds[:used, 0].copy(),
         area=seconds[:used, 1].copy(),
+        slowest=seconds[:used, 2].copy(),
         **{name: column for name, column in columns.items() if not name.startswith("_")},
     )
 
@@ -234,6 +237,7 @@ def _describe(
     sets[at, _HAS_LAYOUT] = 0
     reals[at, 0] = seconds[o]
     reals[at, 1] = seconds[o] * shape[o, 1]
+    reals[at, 2] = seconds[o]
     for i in range(begin, end):
         o = options[i]
         last = shape[o, 0] + shape[o, 1]
@@ -247,6 +251,7 @@ def _describe(
         sets[at, _HAS_LAYOUT] |= int(layout[o] >= 0)
         reals[at, 0] = min(reals[at, 0], seconds[o])
         reals[at, 1] = min(reals[at, 1], seconds[o] * shape[o, 1])
+        reals[at, 2] = max(reals[at, 2], seconds[o])
 
 
 @compiled
@@ -329,6 +334,6 @@ def _sort_children(sets: Ints, reals: Floats, begin: int, end: int) -> None:
         while j > begin and reals[j, 0] < reals[j - 1, 0]:
             for k in range(sets.shape[1]):
                 sets[j, k], sets[j - 1, k] = sets[j - 1, k], sets[j, k]
-            for k in range(2):
+            for k in range(reals.shape[1]):
                 reals[j, k], reals[j - 1, k] = reals[j - 1, k], reals[j, k]
             j -= 1

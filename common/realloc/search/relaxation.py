@@ -29,6 +29,10 @@ class Relaxation(NamedTuple):
     """Sets of calls that fit one device; where there are more, nothing follows from them."""
     num_ends: int
     """Calls without successors; used without windows."""
+    train_together: bool
+    """Whether all train calls of the first iteration become ready at one time, and come last."""
+    num_delays: int
+    """Where they do: sets of calls of which one may hold up a train call."""
     iterations: int
     lag: int
     """1 + staleness"""
@@ -48,6 +52,8 @@ class Relaxation(NamedTuple):
     """real"""
     area: int
     """real"""
+    slowest: int
+    """real"""
     resident: int
     active: int
     core_first: int
@@ -62,6 +68,8 @@ class Relaxation(NamedTuple):
     follow_start: int
     """[C], see `realloc.search.followers`."""
     follow_seconds: int
+    """real"""
+    follow_slowest: int
     """real"""
     follow_active: int
     same_start: int
@@ -95,11 +103,9 @@ class Relaxation(NamedTuple):
     moved: int
     """real, the same."""
     matrix_start: int
-    """[C], where the matrix of the call's model begins in `matrix`."""
+    """[C], where the matrix of the call's model begins in `Tables.moves`."""
     matrix_size: int
     """[C]"""
-    matrix: int
-    """real"""
     mover: int
     """[T], the call that a reallocation task precedes; −1 for calls."""
     move_task: int
@@ -125,6 +131,10 @@ class Relaxation(NamedTuple):
     """[num_ends]"""
     behind: int
     """[num_ends, C], iterations of each call that come after the first run of an end."""
+    behind_either: int
+    """[num_ends, num_ends, C], iterations that come after the first run of one of two ends."""
+    delays: int
+    """[num_delays], bit sets of calls, see `realloc.search.overlapping`."""
 
     # Scratch.
     call_devices: int
@@ -189,8 +199,10 @@ class Relaxation(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The two arrays that all offsets of a `Relaxation` point into."""
+    """The two arrays that all offsets of a `Relaxation` point into, and seconds of moves."""
 
     relaxation: Relaxation
     ints: Ints
     reals: Floats
+    moves: Floats
+    """See `Tables`."""

@@ -76,11 +76,9 @@ class Space(NamedTuple):
     """[C + 1] int, where, for a train call, its model's other calls begin in `mate`."""
     mate: int
     realloc_start: int
-    """[models] int, where a model's matrix begins in `realloc`."""
+    """[models] int, where a model's matrix begins in `Tables.moves`."""
     realloc_size: int
     """[models] int, L."""
-    realloc: int
-    """real, the matrices one after the other."""
     window_order: int
     """[C] int, calls in a topological order of the window."""
     window_before_start: int
@@ -114,11 +112,14 @@ class Space(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The two arrays that all offsets of a `Space` point into."""
+    """The two arrays that all offsets of a `Space` point into, and seconds of moves."""
 
     space: Space
     ints: Ints
     reals: Floats
+    moves: Floats
+    """The matrices of all models, one after the other: most of the memory, so bounds read the
+    same."""
 
 
 def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
@@ -149,7 +150,6 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
         ints[name] = np.zeros(size, dtype=np.int64)
     reals = {
         "seconds": problem.option_seconds,
-        "realloc": np.concatenate([matrix.ravel() for matrix in matrices]),
         "clash": np.zeros(num_slots * slots),
         "slot_seconds": np.zeros(slots),
         "ready": np.zeros(nodes),
@@ -170,7 +170,8 @@ def build_tables(problem: SearchProblem, rules: SimulationRules) -> Tables:
         **offsets(ints),
         **offsets(reals),
     )
-    return Tables(space=space, ints=flat_ints(ints), reals=flat_reals(reals))
+    moves = np.concatenate([matrix.ravel() for matrix in matrices])
+    return Tables(space=space, ints=flat_ints(ints), reals=flat_reals(reals), moves=moves)
 
 
 def flat_ints(arrays: Mapping[str, NDArray[Any]]) -> Ints:

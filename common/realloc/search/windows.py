@@ -56,17 +56,22 @@ def window_edges(
     """
     trains = {call for call in range(calls) if train[call] == call}
     others = set(range(calls)) - trains
-    sinks = set(range(calls)) - {a for a, _ in edges}
-    sources = set(range(calls)) - {b for _, b in edges}
     with_mates = {int(train[call]) for call in others if train[call] >= 0}
-    if rules.staleness or not trains or sinks != trains or with_mates != trains:
-        return None
-    if any(train[call] < 0 for call in sources):
-        return None
-    if any(_ancestors(call, edges) != others for call in trains):
+    if rules.staleness or with_mates != trains or not train_together(calls, edges, train):
         return None
     within = [(a, b) for a, b in edges if b not in trains]
     return within + [(int(train[call]), call) for call in sorted(others) if train[call] >= 0]
+
+
+def train_together(calls: int, edges: list[tuple[int, int]], train: Ints) -> bool:
+    """Whether conditions 1 and 3 hold."""
+    trains = {call for call in range(calls) if train[call] == call}
+    others = set(range(calls)) - trains
+    sinks = set(range(calls)) - {a for a, _ in edges}
+    sources = set(range(calls)) - {b for _, b in edges}
+    if not trains or sinks != trains or any(train[call] < 0 for call in sources):
+        return False
+    return all(ancestors(call, edges) == others for call in trains)
 
 
 def topological_order(calls: int, edges: list[tuple[int, int]]) -> list[int]:
@@ -78,7 +83,8 @@ def topological_order(calls: int, edges: list[tuple[int, int]]) -> list[int]:
     return order
 
 
-def _ancestors(call: int, edges: list[tuple[int, int]]) -> set[int]:
+def ancestors(call: int, edges: list[tuple[int, int]]) -> set[int]:
+    """All that a call waits for."""
     found: set[int] = set()
     frontier = {call}
     while frontier:

@@ -80,7 +80,7 @@ def test_no_plan_falls_below_the_bound_of_any_choice_that_contains_it(
         if any(len(candidates.of(call)) == 0 for call in range(problem.num_calls)):
             continue
         tables = build_tables(problem, rules)
-        bounds, tree = build_bounds(problem, candidates, rules)
+        bounds, tree = build_bounds(problem, candidates, rules, tables)
         weights = np.zeros((2, bounds.relaxation.num_tasks + 2))
         for _ in range(6):
             choice = _refined(rng, tree, tree.root, rng.randint(0, 3 * problem.num_calls))
@@ -178,14 +178,14 @@ def _anomaly() -> SearchProblem:
 
 def test_moves_of_two_calls_at_once_are_found() -> None:
     """Two calls that pay off only on disjoint meshes together leave the plan they start from."""
-    problem = _needs_two_moves()
+    problem = needs_two_moves()
     found = search_to_end(DefaultSearcher(), problem, seconds=SLOW)
     assert found.gap == 0.0
     placed = problem.place(found.options)
     assert not placed[1].devices.overlaps(placed[2].devices)
 
 
-def _needs_two_moves() -> SearchProblem:
+def needs_two_moves() -> SearchProblem:
     """Scoring takes 2 + 2 s on both devices one after the other, 3 s side by side."""
     return SearchProblem(
         num_devices=2,
@@ -268,7 +268,7 @@ def test_few_open_choices_prove_the_same(seed: int) -> None:
         rules = SimulationRules(staleness=rng.choice([0, 1]))
         tables = build_tables(problem, rules)
         best = min(evaluate(*tables, np.array(p), np.inf) for p in _all_plans(problem))
-        bounds, tree = build_bounds(problem, distinct_options(problem), rules)
+        bounds, tree = build_bounds(problem, distinct_options(problem), rules, tables)
         if any(tree.child_count[root] == 0 for root in tree.root) or best == np.inf:
             continue
         search = BranchAndBound(tables, bounds, tree, most_open=3)
