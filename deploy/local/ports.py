@@ -6,8 +6,6 @@ and asyncio do, can listen on it nevertheless.
 """
 
 import socket
-from types import TracebackType
-from typing import Self
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,17 +22,6 @@ class ReservedPorts:
         """Give them back; servers that listen on them are not disturbed."""
         for each in self._sockets:
             each.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def reserved(host: str = LOOPBACK, port: int = 0) -> socket.socket:

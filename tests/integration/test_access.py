@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -225,7 +225,7 @@ def test_health_needs_neither_token_nor_certificate(keys: Keys) -> None:
             answer = await health_pb2_grpc.HealthStub(channel).Check(request)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
-    with ReservedPorts(1) as ports:
+    with closing(ReservedPorts(1)) as ports:
         within(work)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -111,7 +112,7 @@ def test_a_peer_that_is_gone_is_unavailable() -> None:
     """A refused connection is Unavailable with method and address, on both channels."""
 
     async def work() -> None:
-        with ReservedPorts(1) as gone:
+        with closing(ReservedPorts(1)) as gone:
             address = f"{LOOPBACK}:{gone.numbers[0]}"
             async with connect(address) as channel:
                 error = await failure_of(EchoStub(channel), "a", stream=False)

@@ -45,35 +45,18 @@ def build_bounds(
         window, movers = None, []
     tasks = calls + len(movers)
     moves = _move_arrays(problem, tree, train, tables)
+    shared = _shared_arrays(problem, tree, train)
     graph = _graph_arrays(calls, edges, train, rules)
-    users = _users(train, tree)
-    trades, shared = trade_offs(problem, tree, users), followers(problem, tree)
-    ints = _tree_arrays(tree) | moves.ints | graph | _window_arrays(calls, movers, later, together)
+    ints = _tree_arrays(tree) | moves.ints | shared.ints | graph
+    ints |= _window_arrays(calls, movers, later, together)
     ints |= {
         "layout": problem.option_layout,
         "model": np.unique(problem.call_model, return_inverse=True)[1],
         "train": train,
-        "user": users,
-        "trade_start": trades.trade_start,
-        "follow_start": shared.follow_start,
-        "follow_active": shared.follow_active,
-        "same_start": shared.same_start,
-        "same_at": shared.same_at,
-        "same": shared.same,
     }
-    ints |= {
-        name: np.zeros(size, dtype=np.int64) for name, size in _scratch(calls, tasks, together)
-    }
-    reals = moves.reals | {
-        "seconds": tree.seconds,
-        "area": tree.area,
-        "slowest": tree.slowest,
-        "follow_seconds": shared.follow_seconds,
-        "follow_slowest": shared.follow_slowest,
-        "trade_seconds": trades.trade_seconds,
-        "trade_user_seconds": trades.trade_user_seconds,
-        "trade_share": trades.trade_share,
-    }
+    ints |= _int_scratch(calls, tasks, together)
+    reals = moves.reals | shared.reals
+    reals |= {"seconds": tree.seconds, "area": tree.area, "slowest": tree.slowest}
     reals |= _real_scratch(calls, tasks, len(together), rules.iterations)
     relaxation = Relaxation(
         num_calls=calls,
@@ -157,32 +140,33 @@ def _window_arrays(
     }
 
 
-def _scratch(calls: int, tasks: int, together: list[int]) -> list[tuple[str, int]]:
+def _int_scratch(calls: int, tasks: int, together: list[int]) -> dict[str, Ints]:
     subsets = 1 << calls if calls <= MAX_CALLS_WITH_MEMORY else 0
     sets = len(together)
-    return [
-        ("left_out", subsets),
-        ("held", subsets),
-        ("largest", subsets),
-        ("mates", calls),
-        ("vertex", calls),
-        ("last_vertex", calls),
-        ("call_devices", calls),
-        ("call_resident", calls),
-        ("call_active", calls),
-        ("call_core_first", calls),
-        ("call_core_last", calls),
-        ("call_hull_first", calls),
-        ("call_hull_last", calls),
-        ("set_devices", sets),
-        ("set_clash", sets),
-        ("task_devices", tasks),
-        ("task_clash", tasks),
-        ("fitting", sets),
-        ("packed", _packed(calls)),
-        ("row_label", max(sets, _packed(calls))),
-        ("column_label", tasks),
-    ]
+    sizes = {
+        "left_out": subsets,
+        "held": subsets,
+        "largest": subsets,
+        "mates": calls,
+        "vertex": calls,
+        "last_vertex": calls,
+        "call_devices": calls,
+        "call_resident": calls,
+        "call_active": calls,
+        "call_core_first": calls,
+        "call_core_last": calls,
+        "call_hull_first": calls,
+        "call_hull_last": calls,
+        "set_devices": sets,
+        "set_clash": sets,
+        "task_devices": tasks,
+        "task_clash": tasks,
+        "fitting": sets,
+        "packed": _packed(calls),
+        "row_label": max(sets, _packed(calls)),
+        "column_label": tasks,
+    }
+    return {name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()}
 
 
 def _real_scratch(calls: int, tasks: int, together: int, iterations: int) -> dict[str, Floats]:
@@ -205,12 +189,35 @@ def _packed(calls: int) -> int:
     return math.comb(calls, calls // 2) if calls <= MAX_CALLS_WITH_MEMORY else 0
 
 
-class _Moves(NamedTuple):
+class _Arrays(NamedTuple):
     ints: dict[str, Ints]
     reals: dict[str, Floats]
 
 
-def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints, tables: Tables) -> _Moves:
+def _shared_arrays(problem: SearchProblem, tree: OptionTree, train: Ints) -> _Arrays:
+    """What calls that share their train call's layout take, and what they trade with it."""
+    users = _users(train, tree)
+    trades, shared = trade_offs(problem, tree, users), followers(problem, tree)
+    ints = {
+        "user": users,
+        "trade_start": trades.trade_start,
+        "follow_start": shared.follow_start,
+        "follow_active": shared.follow_active,
+        "same_start": shared.same_start,
+        "same_at": shared.same_at,
+        "same": shared.same,
+    }
+    reals = {
+        "follow_seconds": shared.follow_seconds,
+        "follow_slowest": shared.follow_slowest,
+        "trade_seconds": trades.trade_seconds,
+        "trade_user_seconds": trades.trade_user_seconds,
+        "trade_share": trades.trade_share,
+    }
+    return _Arrays(ints, reals)
+
+
+def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints, tables: Tables) -> _Arrays:
     """Tables of the fewest seconds of moves, and where the matrices themselves are."""
     calls = problem.num_calls
     found: list[list[Floats]] = [[np.zeros((0, 0))] for _ in range(2)]
@@ -228,7 +235,7 @@ def _move_arrays(problem: SearchProblem, tree: OptionTree, train: Ints, tables: 
     arrays["matrix_start"] = tables.ints[tables.space.realloc_start + models]
     arrays["matrix_size"] = tables.ints[tables.space.realloc_size + models]
     least, moved = (np.concatenate([table.ravel() for table in kind]) for kind in found)
-    return _Moves(arrays, {"least": least, "moved": moved})
+    return _Arrays(arrays, {"least": least, "moved": moved})
 
 
 def _movers(train: Ints) -> list[int]:

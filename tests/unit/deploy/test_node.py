@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -117,7 +118,7 @@ def test_a_node_is_healthy_when_all_its_shards_are(monkeypatch):
             watch.cancel()
             await channel.close()
 
-    with reserved:
+    with closing(reserved):
         asyncio.run(story())
     assert any("waiting for toy-0" in note for note in notes)
     assert notes[-1] == "all 2 shards serve"

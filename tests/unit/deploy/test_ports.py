@@ -1,6 +1,7 @@
 """Reserved ports are given to nobody else, and their servers may come and go."""
 
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -9,7 +10,7 @@ from deploy.local.ports import LOOPBACK, ReservedPorts, reserved
 
 def test_a_server_may_come_and_go_on_a_reserved_port() -> None:
     """Before and after it connections are refused, and nobody but a server gets the port."""
-    with ReservedPorts(2) as ports:
+    with closing(ReservedPorts(2)) as ports:
         for port in ports.numbers * 2:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((LOOPBACK, port))
@@ -19,7 +20,7 @@ def test_a_server_may_come_and_go_on_a_reserved_port() -> None:
 
 def test_a_reserved_port_is_given_to_nobody_who_asks_for_any() -> None:
     """Nor to another reservation, although both would share their port with a server."""
-    with ReservedPorts(50) as ports:
+    with closing(ReservedPorts(50)) as ports:
         others = [reserved() for _ in range(500)]
         given = {each.getsockname()[1] for each in others}
         for each in others:
