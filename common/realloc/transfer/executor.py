@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from realloc.core.errors import InvalidInput, Unavailable
-from realloc.core.transfer import Int32, TransferProgram
+from realloc.core.transfer import TransferProgram
 from realloc.transfer.arrivals import Arrival
 from realloc.transfer.carrier import Carrier, InFlight
 from realloc.transfer.chunks import Chunk, ProgramChunks
@@ -156,7 +156,7 @@ class Execution:
         self._deadline = deadline
         self._window = max(1, min(max_in_flight, communicator.max_operations))
         self._in_flight: deque[InFlight] = deque()
-        self._relays = self._reads_received(program.sends.blocks.tensor)
+        self._relays = bool((program.sends.blocks.tensor >= len(program.source_tensors)).any())
         self._plain = source.all_of(dtype) and destination.all_of(dtype)
         if program.endpoint in uncast and not self._plain:
             raise InvalidInput.at("uncast", f"names endpoint {program.endpoint}, which casts")
@@ -236,11 +236,9 @@ class Execution:
             self._destination.synchronize()
 
     def _passes_on(self, chunk: Chunk) -> bool:
-        return chunk.direction is Direction.SEND and self._reads_received(chunk.stream.tensor)
-
-    def _reads_received(self, tensors: Int32) -> bool:
-        """Whether some of what is sent is what was received before."""
-        return bool((tensors >= len(self._program.source_tensors)).any())
+        """Whether it may send what was received before."""
+        received = len(self._program.source_tensors)
+        return chunk.direction is Direction.SEND and max(chunk.stream.tensor) >= received
 
     def _start(self, chunk: Chunk) -> InFlight:
         try:

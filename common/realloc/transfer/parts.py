@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from realloc.core.transfer import Int64, Messages
-from realloc.transfer.streams import Stream, cuts_between
+from realloc.transfer.streams import Stream, spans_between
 from realloc.transfer.summing import Rectangle
 
 
@@ -50,7 +50,7 @@ class Parts:
         np.add.at(self.num_elements, self.key, blocks.rows * blocks.cols)
         # Rows that follow each other in memory and in the tensor are one.
         one_run = (blocks.cols == blocks.row_stride) & (blocks.cols == blocks.canonical_stride)
-        self._cols = np.where(one_run, blocks.rows * blocks.cols, blocks.cols)
+        self._cols: list[int] = np.where(one_run, blocks.rows * blocks.cols, blocks.cols).tolist()
 
     def __len__(self) -> int:
         return len(self.canonical)
@@ -59,13 +59,14 @@ class Parts:
         """What elements first … last − 1 of a stream are."""
         of = stream.message_block
         return tuple(
-            self._part(int(of[number]), cut.row, cut.col, cut.rows, cut.cols, cut.offset)
-            for number, cut in cuts_between(stream.message_offset, self._cols[of], first, last)
+            self._part(of[span.block], cut.row, cut.col, cut.rows, cut.cols, cut.offset)
+            for span in spans_between(stream.message_offset, first, last)
+            for cut in span.rectangles(self._cols[of[span.block]])
         )
 
     def whole(self, block: int) -> Part:
         """A block of the messages, by itself."""
-        cols = int(self._cols[block])
+        cols = self._cols[block]
         rows = int(self._blocks.rows[block] * self._blocks.cols[block]) // cols
         return self._part(block, 0, 0, rows, cols, 0)
 

@@ -5,12 +5,14 @@ back. A stream is cut into chunks (`realloc.transfer.cuts`), alike on both sides
 blocks differ: a slice that is one run here may be many rows there.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from realloc.core.transfer import Int32, Int64, Messages
+from realloc.transfer.coalescing import Places, coalesce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,35 +42,37 @@ class Stream:
 
     peer: int
     round: int
-    tensor: Int32
-    start: Int64
-    rows: Int64
-    cols: Int64
-    row_stride: Int64
-    offset: Int64
+    tensor: list[int]
+    start: list[int]
+    cols: list[int]
+    row_stride: list[int]
+    offset: list[int]
     """[B + 1] element of the stream where each block begins, and the stream's length."""
     cut: Int64
     """[C] elements where a long run of memory begins or ends on either side; see `Messages`."""
-    message_block: Int64
+    message_block: list[int]
     """[M] the blocks of the program's messages, before adjacent ones were merged."""
-    message_offset: Int64
+    message_offset: list[int]
     """[M + 1] element of the stream where each of these begins."""
 
     @property
     def num_elements(self) -> int:
-        return int(self.offset[-1])
+        return self.offset[-1]
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
         """The blocks, and parts of blocks, that elements first … last − 1 consist of."""
-        for block, cut in cuts_between(self.offset, self.cols, first, last):
-            yield Piece(
-                tensor=int(self.tensor[block]),
-                start=int(self.start[block]) + cut.row * int(self.row_stride[block]) + cut.col,
-                rows=cut.rows,
-                cols=cut.cols,
-                row_stride=int(self.row_stride[block]),
-                offset=cut.offset,
-            )
+        for span in spans_between(self.offset, first, last):
+            block = span.block
+            start, row_stride = self.start[block], self.row_stride[block]
+            for cut in span.rectangles(self.cols[block]):
+                yield Piece(
+                    tensor=self.tensor[block],
+                    start=start + cut.row * row_stride + cut.col,
+                    rows=cut.rows,
+                    cols=cut.cols,
+                    row_stride=row_stride,
+                    offset=cut.offset,
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,120 +88,100 @@ class Cut:
     """Element of the cut-out range where it begins."""
 
 
-def cuts_between(offset: Int64, cols: Int64, first: int, last: int) -> Iterator[tuple[int, Cut]]:
-    """What elements first … last − 1 are of blocks laid end to end: number of block, rectangle.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive elements of a block of a stream."""
+
+    block: int
+    first: int
+    last: int
+    """Elements first … last − 1 of the block."""
+    offset: int
+    """Element of the cut-out range where the block begins, or would: it may be negative."""
+
+    def rectangles(self, cols: int) -> Iterator[Cut]:
+        """The elements as at most three rectangles, in a block whose rows are so long."""
+        first = self.first
+        while first < self.last:
+            row, col = divmod(first, cols)
+            whole_rows = (self.last - first) // cols if col == 0 else 0
+            width = cols if whole_rows else min(cols - col, self.last - first)
+            rows = max(whole_rows, 1)
+            yield Cut(row, col, rows, width, first + self.offset)
+            first += rows * width
+
+
+def spans_between(offset: Sequence[int], first: int, last: int) -> Iterator[Span]:
+    """What elements first … last − 1 are of blocks laid end to end.
 
     Args:
         offset: [B + 1] element where each block begins, and the end of the last.
-        cols: [B] length of the rows of each block.
     """
-    begin = int(np.searchsorted(offset, first, side="right")) - 1
-    end = int(np.searchsorted(offset, last, side="left"))
-    for block in range(begin, end):
-        at = int(offset[block])
-        until = min(last, int(offset[block + 1]))
-        for cut in _rectangles(int(cols[block]), max(first, at) - at, until - at, at - first):
-            yield block, cut
-
-
-def _rectangles(cols: int, first: int, last: int, shift: int) -> Iterator[Cut]:
-    """Elements first … last − 1 of a block of rows, as at most three rectangles."""
-    while first < last:
-        row, col = divmod(first, cols)
-        whole_rows = (last - first) // cols if col == 0 else 0
-        width = cols if whole_rows else min(cols - col, last - first)
-        rows = max(whole_rows, 1)
-        yield Cut(row, col, rows, width, first + shift)
-        first += rows * width
+    for block in range(bisect_right(offset, first) - 1, bisect_left(offset, last)):
+        at = offset[block]
+        yield Span(block, max(first, at) - at, min(last, offset[block + 1]) - at, at - first)
 
 
 def streams_of(messages: Messages) -> list[Stream]:
     """The streams of one endpoint's sends or receives, in order of round and peer."""
     if len(messages) == 0:
         return []
-    peer, rounds = messages.peer.astype(np.int64), messages.round.astype(np.int64)
-    order = np.lexsort((peer, rounds))
-    new = np.flatnonzero(
-        np.diff(rounds[order], prepend=-1) | np.diff(peer[order], prepend=-1),
-    )
-    streams = []
-    for members in np.split(order, new[1:]):
-        streams.append(_stream(messages, members))
+    order = np.lexsort((messages.peer, messages.round))
+    peer, rounds = messages.peer[order], messages.round[order]
+    begins = np.concatenate(([True], (np.diff(rounds) != 0) | (np.diff(peer) != 0)))
+    head, of_message = np.flatnonzero(begins), np.cumsum(begins) - 1
+    num_blocks = np.diff(messages.first_block)[order]
+    block, of_block = _ranges(messages.first_block, order), np.repeat(of_message, num_blocks)
+    places = coalesce(Places.of(messages.blocks, block, of_block))
+    size = (messages.blocks.rows * messages.blocks.cols)[block]
+
+    first = np.append(0, np.cumsum(size))[np.cumsum(num_blocks) - num_blocks]
+    num_cuts = np.diff(messages.first_cut)[order]
+    cut = messages.cut[_ranges(messages.first_cut, order)]
+    cut = cut + np.repeat(first - first[head][of_message], num_cuts)  # of the stream now
+    of_cut = np.repeat(of_message, num_cuts)
+
+    def by_stream(values: Int32 | Int64, of: Int64) -> list[Int64]:
+        return np.split(values, np.searchsorted(of, np.arange(1, len(head))))
+
+    streams = [
+        Stream(
+            peer=int(peer[at]),
+            round=int(rounds[at]),
+            tensor=tensor.tolist(),
+            start=start.tolist(),
+            cols=cols.tolist(),
+            row_stride=row_stride.tolist(),
+            offset=_offsets(rows * cols),
+            cut=cuts,
+            message_block=blocks.tolist(),
+            message_offset=_offsets(sizes),
+        )
+        for at, tensor, start, rows, cols, row_stride, cuts, blocks, sizes in zip(
+            head.tolist(),
+            by_stream(places.tensor, places.group),
+            by_stream(places.start, places.group),
+            by_stream(places.rows, places.group),
+            by_stream(places.cols, places.group),
+            by_stream(places.row_stride, places.group),
+            by_stream(cut, of_cut),
+            by_stream(block, of_block),
+            by_stream(size, of_block),
+            strict=True,
+        )
+    ]
     return [stream for stream in streams if stream.num_elements]
 
 
-def concatenated_ranges(first: Int64, last: Int64) -> Int64:
-    """The indices first[0] … last[0] − 1, first[1] … last[1] − 1 and so on."""
-    counts = last - first
-    shift = np.repeat(first - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+def _offsets(sizes: Int64) -> list[int]:
+    """Where each of some blocks begins when they are laid end to end, and the end of the last."""
+    offsets: list[int] = np.append(0, np.cumsum(sizes)).tolist()
+    return offsets
+
+
+def _ranges(borders: Int64, order: Int64) -> Int64:
+    """The indices borders[m] … borders[m + 1] − 1 of every m of an order, one after the other."""
+    first, counts = borders[order], np.diff(borders)[order]
+    shift = np.repeat(first - (np.cumsum(counts) - counts), counts)
     indices: Int64 = np.arange(int(counts.sum()), dtype=np.int64) + shift
     return indices
-
-
-def _stream(messages: Messages, members: Int64) -> Stream:
-    blocks = messages.blocks
-    chosen = concatenated_ranges(messages.first_block[members], messages.first_block[members + 1])
-    tensor, start = blocks.tensor[chosen], blocks.start[chosen]
-    rows, cols, stride = blocks.rows[chosen], blocks.cols[chosen], blocks.row_stride[chosen]
-    message_offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
-    tensor, start, rows, cols, stride = coalesce(tensor, start, rows, cols, stride)
-    offset = np.concatenate((np.zeros(1, np.int64), np.cumsum(rows * cols)))
-    return Stream(
-        peer=int(messages.peer[members[0]]),
-        round=int(messages.round[members[0]]),
-        tensor=tensor,
-        start=start,
-        rows=rows,
-        cols=cols,
-        row_stride=stride,
-        offset=offset,
-        cut=_cuts(messages, members, message_offset),
-        message_block=chosen,
-        message_offset=message_offset,
-    )
-
-
-def _cuts(messages: Messages, members: Int64, offset: Int64) -> Int64:
-    """The cuts of messages laid end to end, as elements of the stream.
-
-    Args:
-        offset: [B + 1] element where each of their blocks begins, and the end of the last.
-    """
-    first, last = messages.first_cut[members], messages.first_cut[members + 1]
-    num_blocks = messages.first_block[members + 1] - messages.first_block[members]
-    begin = offset[np.cumsum(num_blocks) - num_blocks]
-    cuts: Int64 = messages.cut[concatenated_ranges(first, last)] + np.repeat(begin, last - first)
-    return cuts
-
-
-def coalesce(
-    tensor: Int32, start: Int64, rows: Int64, cols: Int64, row_stride: Int64
-) -> tuple[Int32, Int64, Int64, Int64, Int64]:
-    """Merge blocks that follow each other in memory, as well as in the stream.
-
-    A rectangle without gaps becomes one run; a run that continues the one before is joined
-    to it; and rectangles of equal width that continue each other's rows become one.
-    """
-    whole = (rows > 1) & (cols == row_stride)
-    cols = np.where(whole, rows * cols, cols)
-    rows = np.where(whole, 1, rows)
-    row_stride = np.where(rows == 1, cols, row_stride)
-
-    run = rows == 1
-    joins = run[1:] & run[:-1] & (start[1:] == start[:-1] + cols[:-1])
-    head = np.flatnonzero(np.concatenate(([True], ~(joins & (tensor[1:] == tensor[:-1])))))
-    cols = np.where(run[head], np.add.reduceat(cols, head), cols[head])
-    tensor, start, rows, row_stride = tensor[head], start[head], rows[head], row_stride[head]
-    row_stride = np.where(rows == 1, cols, row_stride)
-
-    follows = (
-        (tensor[1:] == tensor[:-1])
-        & (cols[1:] == cols[:-1])
-        & (row_stride[1:] == row_stride[:-1])
-        & (rows[1:] > 1)
-        & (rows[:-1] > 1)
-        & (start[1:] == start[:-1] + rows[:-1] * row_stride[:-1])
-    )
-    head = np.flatnonzero(np.concatenate(([True], ~follows)))
-    rows = np.add.reduceat(rows, head)
-    return tensor[head], start[head], rows, cols[head], row_stride[head]

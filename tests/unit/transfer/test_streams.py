@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from realloc.core.transfer import Blocks, Messages
 from realloc.transfer.cuts import chunk_ends
-from realloc.transfer.streams import Piece, coalesce, streams_of
+from realloc.transfer.streams import Piece, streams_of
 
 block = st.tuples(
     st.integers(0, 2), st.integers(0, 9), st.integers(1, 4), st.integers(1, 5), st.integers(5, 7)
@@ -96,19 +96,3 @@ def test_chunks_hold_the_elements_of_all_messages_in_order(
                 found += piece_elements(piece)
             assert offset == last - first
         assert found == expected
-
-
-def test_adjacent_slices_become_one_run() -> None:
-    """Rows without gaps, runs that follow each other and stacked rectangles are merged."""
-    cases = {
-        "rows without a gap": ([(0, 0, 4, 8, 8)], [(0, 0, 1, 32)]),
-        "runs in a row": ([(0, 0, 1, 8, 8), (0, 8, 2, 4, 4)], [(0, 0, 1, 16)]),
-        "stacked rectangles": ([(0, 0, 3, 4, 8), (0, 24, 2, 4, 8)], [(0, 0, 5, 4)]),
-        "two tensors": ([(0, 0, 1, 8, 8), (1, 8, 1, 8, 8)], [(0, 0, 1, 8), (1, 8, 1, 8)]),
-        "a gap": ([(0, 0, 1, 8, 8), (0, 9, 1, 8, 8)], [(0, 0, 1, 8), (0, 9, 1, 8)]),
-    }
-    for name, (blocks, merged) in cases.items():
-        columns = np.array(blocks, dtype=np.int64).T
-        tensor, start, rows, cols, _ = coalesce(columns[0].astype(np.int32), *columns[1:])
-        found = [tuple(row) for row in np.stack((tensor, start, rows, cols), axis=1).tolist()]
-        assert found == merged, name
