@@ -30,9 +30,9 @@ class TransferLimits:
     forward_bytes: int = 64 << 20
     """The same in plans where endpoints pass on what they receive: that waits for two rounds, so
     these are short."""
-    least_run_bytes: int = 4 << 20
+    least_run_bytes: int = 2 << 20
     """Runs of memory below this are packed together with their neighbours: where processes take
-    turns on their cores, an operation more costs as much as copying 1 MiB or more on each side."""
+    turns on their cores, an operation more costs as much as copying 1 MiB on each side."""
     max_operations: int = 256
     """Messages that one endpoint sends plus receives in one round. NCCL 2.30 hangs on
     thousands."""

@@ -23,6 +23,7 @@ from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
 from realloc.transfer.staging import StagingBuffers
 from realloc.transfer.streams import Piece
+from realloc.transfer.summing import Summed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,8 @@ class Carrier:
     def copy(self, copy: LocalCopy) -> None:
         """Copy what stays in the process."""
         if self._plain:
-            self._ledger.copy_in(copy.received, list(map(self._source.strip, copy.sent.pieces())))
+            source = [self._source.strip(piece) for piece in copy.sent.pieces()]
+            self._ledger.copy_in(copy.received, source, Summed.TARGET)
             self._ledger.sent(copy.sent, None)
             return
         most = self._chunk_elements
@@ -215,7 +217,7 @@ class Carrier:
             if done.buffers:
                 copy_matched(map(_run, done.elements), source)
             else:
-                self._ledger.copy_in(done.chunk, source)
+                self._ledger.copy_in(done.chunk, source, Summed.TARGET)
         elif not done.buffers:
             self._ledger.received(done.chunk, None)
         if done.buffers:
@@ -226,7 +228,7 @@ class Carrier:
 
     def _unpack(self, part: Chunk, moved: torch.Tensor) -> None:
         if self._destination.all_of(self._dtype):
-            self._ledger.copy_in(part, [_run(moved)])
+            self._ledger.copy_in(part, [_run(moved)], Summed.SOURCE)
         else:
             self._destination.unpack(part.pieces(), moved)
             self._ledger.received(part, moved)

@@ -57,9 +57,11 @@ class PassingDigests:
             sums.add(part.key, elements, part.rectangle.packed(part.offset))
             sums.settle()
 
-    def add_copied(self, parts: tuple[Part, ...], others: Sequence[Strip], summed: Summed) -> bool:
-        """Copy the parts of one chunk to other strips (they are the source of the copy), or from
-        these, and sum them in the same pass; False, and nothing done, where that cannot be."""
+    def add_copied(
+        self, parts: tuple[Part, ...], others: Sequence[Strip], summed: Summed, *, outward: bool
+    ) -> bool:
+        """Copy the parts of one chunk to other strips (`outward`), or from these, and sum them in
+        the same pass; False, and nothing done, where that cannot be."""
         flats = [self._parameters.flat[part.tensor] for part in parts]
         memories = [*flats, *(other.flat for other in others)]
         if any(m.device.type != "cpu" or m.dtype != self._dtype for m in memories):
@@ -76,7 +78,7 @@ class PassingDigests:
                 start = rectangle.canonical_start + row * rectangle.canonical_stride + col
                 # Rows that are cut out of a run follow each other in the tensor too.
                 stride = rectangle.canonical_stride if rectangle.rows > 1 else ours.cols
-                to, of = (theirs, ours) if summed is Summed.SOURCE else (ours, theirs)
+                to, of = (theirs, ours) if outward else (ours, theirs)
                 sums.add_copied(part.key, to, of, start, stride, summed)
                 done += ours.rows * ours.cols
         return True

@@ -56,17 +56,21 @@ class Ledger:
         """Copy a chunk from the source parameters, of the type that moves, and enter it as sent."""
         if self._sends is not None and self._sent is not None:
             parts = self._sends.between(chunk.stream, chunk.first, chunk.last)
-            if self._sent.add_copied(parts, target, Summed.SOURCE):
+            if self._sent.add_copied(parts, target, Summed.SOURCE, outward=True):
                 return
         copy_matched(target, map(self._source.strip, chunk.pieces()))
         self.sent(chunk, None)
 
-    def copy_in(self, chunk: Chunk, source: Sequence[Strip]) -> None:
+    def copy_in(self, chunk: Chunk, source: Sequence[Strip], summed: Summed) -> None:
         """Copy a chunk to the destination parameters, of the type that moves, and enter it as
-        received."""
+        received.
+
+        Args:
+            summed: SOURCE only of memory that nobody else writes.
+        """
         if self._receives is not None and self._received is not None:
             parts = self._receives.between(chunk.stream, chunk.first, chunk.last)
-            if self._received.add_copied(parts, source, Summed.TARGET):
+            if self._received.add_copied(parts, source, summed, outward=False):
                 self._tell(parts)
                 return
         copy_matched(map(self._destination.strip, chunk.pieces()), source)

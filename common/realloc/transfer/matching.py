@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from realloc.transfer.row_copy import bits_of, copy_rows
+
 
 @dataclass(frozen=True, slots=True)
 class Strip:
@@ -31,7 +33,20 @@ class Strip:
 def copy_matched(destination: Iterable[Strip], source: Iterable[Strip]) -> None:
     """Copy the elements of one list to the other, in order, in as few copies as may be."""
     for to, of in matched(destination, source):
-        to.view().copy_(of.view())
+        if _past_cache(to, of):
+            copy_rows(
+                bits_of(to.flat), to.start, to.row_stride,
+                bits_of(of.flat), of.start, of.row_stride, to.rows, to.cols,
+            )  # fmt: skip
+        else:
+            to.view().copy_(of.view())
+
+
+def _past_cache(to: Strip, of: Strip) -> bool:
+    """Whether a copy ends in rows of a parameter in host memory, not in a buffer that is read
+    next."""
+    on_host = to.flat.device.type == of.flat.device.type == "cpu"
+    return on_host and to.rows > 1 and to.row_stride > to.cols and to.flat.dtype == of.flat.dtype
 
 
 def matched(left: Iterable[Strip], right: Iterable[Strip]) -> Iterator[tuple[Strip, Strip]]:

@@ -24,13 +24,12 @@ from realloc.reallocation.digest import (
     segment_weights,
 )
 from realloc.transfer.matching import Strip
+from realloc.transfer.row_copy import SIGNED, bits_of, copy_rows
 
 TORCH_TILE_ELEMENTS = 1 << 18
 """Three int64 tiles are 6 MiB, the only memory that a digest takes beside its sums."""
 COPY_TILE_BYTES = 128 << 10
 """What is copied before it is summed: source and target together fit a core's cache (L2)."""
-_SIGNED = {2: torch.int16, 4: torch.int32}
-_UNSIGNED = {2: np.uint16, 4: np.uint32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +124,7 @@ class CompiledSums:
 
     def add(self, key: int, flat: torch.Tensor, rectangle: Rectangle) -> None:
         _add_weighed(
-            _bits(flat),
+            bits_of(flat),
             rectangle.start,
             rectangle.rows,
             rectangle.cols,
@@ -148,10 +147,10 @@ class CompiledSums:
     ) -> None:
         """Copy a rectangle to one of its shape, and add what was read or what was written."""
         _copy_weighed(
-            _bits(target.flat),
+            bits_of(target.flat),
             target.start,
             target.row_stride,
-            _bits(source.flat),
+            bits_of(source.flat),
             source.start,
             source.row_stride,
             source.rows,
@@ -170,13 +169,6 @@ class CompiledSums:
 
     def values(self) -> Int64:
         return self._sums.copy()
-
-
-def _bits(flat: torch.Tensor) -> NDArray[np.unsignedinteger]:
-    """Elements in host memory as the numbers that are weighed."""
-    itemsize = flat.itemsize
-    bits: NDArray[np.unsignedinteger] = flat.view(_SIGNED[itemsize]).numpy()
-    return bits.view(_UNSIGNED[itemsize])
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # numba has no types
@@ -240,11 +232,10 @@ def _copy_weighed(
             wide = min(width, cols - col)
             to = target_start + row * target_stride + col
             of = source_start + row * source_stride + col
-            for line in range(tall):
-                into, out = to + line * target_stride, of + line * source_stride
-                written, read = target[into : into + wide], source[out : out + wide]
-                for element in range(wide):
-                    written[element] = read[element]
+            if target_stride > cols and not sum_target:
+                copy_rows(target, to, target_stride, source, of, source_stride, tall, wide)
+            else:
+                _copy_tile(target, to, target_stride, source, of, source_stride, tall, wide)
             index = canonical_start + row * canonical_stride + col
             if sum_target:
                 _add_weighed(
@@ -256,6 +247,25 @@ def _copy_weighed(
                     source, of, tall, wide, source_stride, index, canonical_stride,
                     weights, sums, key,
                 )  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # the same
+def _copy_tile(
+    target: NDArray[np.unsignedinteger],
+    target_start: int,
+    target_stride: int,
+    source: NDArray[np.unsignedinteger],
+    source_start: int,
+    source_stride: int,
+    rows: int,
+    cols: int,
+) -> None:
+    """As `copy_rows`, into the cache."""
+    for row in range(rows):
+        to, of = target_start + row * target_stride, source_start + row * source_stride
+        written, read = target[to : to + cols], source[of : of + cols]
+        for col in range(cols):
+            written[col] = read[col]
 
 
 class TorchSums:
@@ -290,7 +300,7 @@ class TorchSums:
             (rows, cols), (tile.row_stride, 1), flat.storage_offset() + tile.start
         )
         itemsize = elements.dtype.itemsize
-        bits.view(rows, cols).copy_(elements.view(_SIGNED[itemsize]))
+        bits.view(rows, cols).copy_(elements.view(SIGNED[itemsize]))
         bits.bitwise_and_((1 << 8 * itemsize) - 1)
 
         row_index = torch.arange(rows, device=flat.device).mul_(tile.canonical_stride)

@@ -122,8 +122,11 @@ def test_bits_count_in_the_element_type_on_the_way(stored: torch.dtype) -> None:
     assert digests.values() == {(1, 5): expected, (3, 5): expected}
 
 
+@pytest.mark.parametrize("outward", [True, False])
 @pytest.mark.parametrize("summed", list(Summed))
-def test_parts_are_copied_whatever_the_other_side_is_cut_into(summed: Summed) -> None:
+def test_parts_are_copied_whatever_the_other_side_is_cut_into(
+    summed: Summed, outward: bool
+) -> None:
     """A run against short and long rows, which end within its rows: all elements arrive, and the
     digest is that of the tensor."""
     tensor = torch.randn(8, 30, generator=torch.Generator().manual_seed(2))
@@ -134,12 +137,12 @@ def test_parts_are_copied_whatever_the_other_side_is_cut_into(summed: Summed) ->
         Strip(torch.zeros(900), 0, 4, 50, 200),
     ]
     parts = Parts(program.sends, by_peer=True)
-    if summed is Summed.TARGET:
+    if not outward:
         copy_matched(others, [Strip(tensor.view(-1), 0, 1, 240, 240)])
-    own = tensor if summed is Summed.SOURCE else torch.zeros(8, 30)
+    own = tensor if outward else torch.zeros(8, 30)
     parameters = Parameters(["w"], [own], program.sends.blocks)
     digests = PassingDigests(parameters, torch.float32, 1, fixed=False)
-    assert digests.add_copied((parts.whole(0),), others, summed)
+    assert digests.add_copied((parts.whole(0),), others, summed, outward=outward)
     found = torch.cat([other.view().reshape(-1) for other in others])
     assert torch.equal(own, tensor)
     assert torch.equal(found, tensor.view(-1))
