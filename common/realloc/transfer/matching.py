@@ -36,7 +36,7 @@ def copy_matched(destination: Iterable[Strip], source: Iterable[Strip]) -> None:
         if _past_cache(to, of):
             copy_rows(
                 bits_of(to.flat), to.start, to.row_stride,
-                bits_of(of.flat), of.start, of.row_stride, to.rows, to.cols,
+                bits_of(of.flat), of.start, of.row_stride, to.rows, to.cols, True,
             )  # fmt: skip
         else:
             to.view().copy_(of.view())

@@ -1,6 +1,7 @@
-"""Copies rows to host memory that nobody reads soon: past the cache, which they would only fill.
+"""Copies rows within host memory, past the cache where nobody reads them soon.
 
-An ordinary store first reads the line that it changes from memory; one past the cache writes only.
+An ordinary store first reads the line that it changes from memory, and takes room in the cache; one
+past the cache writes only.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ from numba.extending import intrinsic  # type: ignore[import-untyped]  # the sam
 from numpy.typing import NDArray
 
 LINE_BYTES = 64
+LEAST_ROW_BYTES = 1024
+"""Shorter rows are faster through the cache: too much of them is parts of lines."""
 SIGNED = {2: torch.int16, 4: torch.int32}
 """Integers of as many bytes as an element has."""
 _UNSIGNED = {2: np.uint16, 4: np.uint32}
@@ -69,18 +72,27 @@ def copy_rows(
     source_stride: int,
     rows: int,
     cols: int,
+    past_cache: bool,
 ) -> None:
-    """Copy `rows` × `cols` elements; starts and strides count elements."""
+    """Copy `rows` × `cols` elements; starts and strides count elements.
+
+    Args:
+        past_cache: whether nobody reads the target soon.
+    """
+    past_cache = past_cache and cols * target.itemsize >= LEAST_ROW_BYTES
     lanes = LINE_BYTES // target.itemsize
     address = target.ctypes.data // target.itemsize
     for row in range(rows):
         to, of = target_start + row * target_stride, source_start + row * source_stride
-        first = min(-(address + to) % lanes, cols)
+        # Slices indexed from 0 are what makes the compiler use vectors.
+        written, read = target[to : to + cols], source[of : of + cols]
+        first = min(-(address + to) % lanes, cols) if past_cache else cols
         last = cols - (cols - first) % lanes
         for col in range(first):
-            target[to + col] = source[of + col]
+            written[col] = read[col]
         for col in range(first, last, lanes):
-            _write_line(target, to + col, source, of + col)
+            _write_line(written, col, read, col)
         for col in range(last, cols):
-            target[to + col] = source[of + col]
-    _written()
+            written[col] = read[col]
+    if past_cache:
+        _written()

@@ -232,10 +232,10 @@ def _copy_weighed(
             wide = min(width, cols - col)
             to = target_start + row * target_stride + col
             of = source_start + row * source_stride + col
-            if target_stride > cols and not sum_target:
-                copy_rows(target, to, target_stride, source, of, source_stride, tall, wide)
-            else:
-                _copy_tile(target, to, target_stride, source, of, source_stride, tall, wide)
+            copy_rows(
+                target, to, target_stride, source, of, source_stride, tall, wide,
+                target_stride > cols and not sum_target,
+            )  # fmt: skip
             index = canonical_start + row * canonical_stride + col
             if sum_target:
                 _add_weighed(
@@ -247,25 +247,6 @@ def _copy_weighed(
                     source, of, tall, wide, source_stride, index, canonical_stride,
                     weights, sums, key,
                 )  # fmt: skip
-
-
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # the same
-def _copy_tile(
-    target: NDArray[np.unsignedinteger],
-    target_start: int,
-    target_stride: int,
-    source: NDArray[np.unsignedinteger],
-    source_start: int,
-    source_stride: int,
-    rows: int,
-    cols: int,
-) -> None:
-    """As `copy_rows`, into the cache."""
-    for row in range(rows):
-        to, of = target_start + row * target_stride, source_start + row * source_stride
-        written, read = target[to : to + cols], source[of : of + cols]
-        for col in range(cols):
-            written[col] = read[col]
 
 
 class TorchSums:
