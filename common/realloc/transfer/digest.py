@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from realloc.core.transfer import Int64, TransferProgram
+from realloc.transfer.communicator import Direction
 from realloc.transfer.matching import Strip, matched
 from realloc.transfer.parameters import Parameters
 from realloc.transfer.parts import Part, Parts
@@ -58,10 +59,14 @@ class PassingDigests:
             sums.settle()
 
     def add_copied(
-        self, parts: tuple[Part, ...], others: Sequence[Strip], summed: Summed, *, outward: bool
+        self,
+        parts: tuple[Part, ...],
+        others: Sequence[Strip],
+        direction: Direction,
+        summed: Summed,
     ) -> bool:
-        """Copy the parts of one chunk to other strips (`outward`), or from these, and sum them in
-        the same pass; False, and nothing done, where that cannot be."""
+        """Copy the parts of one chunk to other strips (SEND), or from these (RECEIVE), and sum
+        them in the same pass; False, and nothing done, where that cannot be."""
         flats = [self._parameters.flat[part.tensor] for part in parts]
         memories = [*flats, *(other.flat for other in others)]
         if any(m.device.type != "cpu" or m.dtype != self._dtype for m in memories):
@@ -78,7 +83,7 @@ class PassingDigests:
                 start = rectangle.canonical_start + row * rectangle.canonical_stride + col
                 # Rows that are cut out of a run follow each other in the tensor too.
                 stride = rectangle.canonical_stride if rectangle.rows > 1 else ours.cols
-                to, of = (theirs, ours) if outward else (ours, theirs)
+                to, of = (theirs, ours) if direction is Direction.SEND else (ours, theirs)
                 sums.add_copied(part.key, to, of, start, stride, summed)
                 done += ours.rows * ours.cols
         return True

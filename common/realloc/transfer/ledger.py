@@ -7,6 +7,7 @@ import torch
 from realloc.core.transfer import TransferProgram
 from realloc.transfer.arrivals import Arrival, Arrivals
 from realloc.transfer.chunks import Chunk
+from realloc.transfer.communicator import Direction
 from realloc.transfer.digest import PassingDigests
 from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
@@ -56,7 +57,7 @@ class Ledger:
         """Copy a chunk from the source parameters, of the type that moves, and enter it as sent."""
         if self._sends is not None and self._sent is not None:
             parts = self._sends.between(chunk.stream, chunk.first, chunk.last)
-            if self._sent.add_copied(parts, target, Summed.SOURCE, outward=True):
+            if self._sent.add_copied(parts, target, Direction.SEND, Summed.SOURCE):
                 return
         copy_matched(target, map(self._source.strip, chunk.pieces()))
         self.sent(chunk, None)
@@ -70,7 +71,7 @@ class Ledger:
         """
         if self._receives is not None and self._received is not None:
             parts = self._receives.between(chunk.stream, chunk.first, chunk.last)
-            if self._received.add_copied(parts, source, summed, outward=False):
+            if self._received.add_copied(parts, source, Direction.RECEIVE, summed):
                 self._tell(parts)
                 return
         copy_matched(map(self._destination.strip, chunk.pieces()), source)

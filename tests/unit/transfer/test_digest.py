@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from realloc.core.transfer import Blocks, Messages, TransferProgram
 from realloc.reallocation.digest import element_bits, tensor_digest, weigh
 from realloc.transfer import summing
+from realloc.transfer.communicator import Direction
 from realloc.transfer.digest import PassingDigests, SentDigests
 from realloc.transfer.matching import Strip, copy_matched
 from realloc.transfer.parameters import Parameters
@@ -122,10 +123,10 @@ def test_bits_count_in_the_element_type_on_the_way(stored: torch.dtype) -> None:
     assert digests.values() == {(1, 5): expected, (3, 5): expected}
 
 
-@pytest.mark.parametrize("outward", [True, False])
+@pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("summed", list(Summed))
 def test_parts_are_copied_whatever_the_other_side_is_cut_into(
-    summed: Summed, outward: bool
+    summed: Summed, direction: Direction
 ) -> None:
     """A run against short and long rows, which end within its rows: all elements arrive, and the
     digest is that of the tensor."""
@@ -137,12 +138,12 @@ def test_parts_are_copied_whatever_the_other_side_is_cut_into(
         Strip(torch.zeros(900), 0, 4, 50, 200),
     ]
     parts = Parts(program.sends, by_peer=True)
-    if not outward:
+    if direction is Direction.RECEIVE:
         copy_matched(others, [Strip(tensor.view(-1), 0, 1, 240, 240)])
-    own = tensor if outward else torch.zeros(8, 30)
+    own = tensor if direction is Direction.SEND else torch.zeros(8, 30)
     parameters = Parameters(["w"], [own], program.sends.blocks)
     digests = PassingDigests(parameters, torch.float32, 1, fixed=False)
-    assert digests.add_copied((parts.whole(0),), others, summed, outward=outward)
+    assert digests.add_copied((parts.whole(0),), others, direction, summed)
     found = torch.cat([other.view().reshape(-1) for other in others])
     assert torch.equal(own, tensor)
     assert torch.equal(found, tensor.view(-1))
