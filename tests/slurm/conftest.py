@@ -2,7 +2,9 @@
 
 import os
 import pwd
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +19,14 @@ def ordinary_user() -> str:
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmMachine]:
+def machine() -> Iterator[SlurmMachine]:
     """Four nodes and the tiny task, all of an ordinary user."""
     if not CACHE.exists():
         pytest.skip("there is no Slurm here; `make test-slurm` fetches one")
-    folder = tmp_path_factory.mktemp("slurm")
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # pytest's own folders are closed to others
-    write_task(folder)
-    with SlurmMachine(folder, user=ordinary_user()) as machine:
-        yield machine
+    # Not in pytest's folder, which every run of pytest by this user closes to the ordinary one.
+    with tempfile.TemporaryDirectory(prefix="realloc-slurm-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_task(folder)
+        with SlurmMachine(folder, user=ordinary_user()) as machine:
+            yield machine
