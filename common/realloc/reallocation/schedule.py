@@ -3,16 +3,19 @@
 What one process sends another is a *stream*: its flows end to end, small lines first and then
 layer by layer, so that layers become complete one after the other. With ``R`` rounds, round
 ``k`` moves elements ``k · n / R … (k + 1) · n / R`` of a stream of ``n`` (moved down to the
-start of a row where that keeps the bounds). So the load of each process in each round follows
-from its total, and both ends of a stream can compute their messages on their own.
+start of a row where that keeps the bounds). So what a process sends and receives of these in each
+round follows from its total, and both ends of a stream can compute their messages on their own.
 
-A part that a process passes on is sent two rounds after it came in. Where a process has more
+A part that a process passes on is sent two rounds after it came in. How much that is differs from
+round to round, so rounds are made as small as the fullest one needs. Where a process has more
 peers than operations are allowed, pairs are dealt out to *windows* of rounds, one after another.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from realloc.core.errors import InvalidInput
 from realloc.core.transfer import Int64
@@ -20,6 +23,7 @@ from realloc.reallocation.flows import Routes
 from realloc.reallocation.limits import Buffers, TransferLimits
 from realloc.reallocation.lines import Lines
 
+Float64 = NDArray[np.float64]
 FORWARD_DELAY = 2
 """Rounds between receiving a part and passing it on."""
 
@@ -82,6 +86,10 @@ def make_schedule(
             f"limits.{bound}", f"is {round_bytes}; raise it to {2 * slack * element_bytes}"
         )
     shares = max(1, -(-busiest.elements // (capacity - slack)))
+    if len(routes.forwards) and not shared:
+        streams = _Streams(pair_flow=pair_flow, flow_begin=flow_begin, window=window)
+        while (peak := _fullest_round(routes, streams, num_endpoints, shares)) > capacity - slack:
+            shares = math.ceil(shares * peak / (capacity - slack))
     rounds = shares + (FORWARD_DELAY if len(routes.forwards) else 0)
     return Schedule(
         pair_sender=sender,
@@ -127,6 +135,62 @@ def _busiest(
             distinct = np.unique(slot * (int(peer.max()) + 1) + peer) // (int(peer.max()) + 1)
             streams = max(streams, int(np.bincount(distinct).max()))
     return _Busiest(elements=elements, streams=streams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Streams:
+    """See `Schedule`."""
+
+    pair_flow: Int64
+    flow_begin: Int64
+    window: Int64
+
+
+def _fullest_round(routes: Routes, streams: _Streams, num_endpoints: int, shares: int) -> float:
+    """The most elements that one process sends, or receives, in a round of so many shares, but
+    for what moving cuts to whole elements and rows adds."""
+    pair = _pair_of_flow(streams.pair_flow)
+    first = streams.flow_begin[streams.pair_flow]
+    per_share = np.diff(first) / shares
+    of = pair[routes.parent]
+    begin = (streams.flow_begin[routes.parent] - first[of]) / per_share[of]
+    end = (streams.flow_begin[routes.parent + 1] - first[of]) / per_share[of]
+    fullest = 0.0
+    for side in ("sender", "receiver"):
+        slot = streams.window[pair] * num_endpoints + getattr(routes.direct, side)
+        away = routes.direct.sender != routes.direct.receiver
+        num_slots = num_endpoints * (int(streams.window.max()) + 1)
+        direct = np.bincount(
+            slot[away], weights=routes.direct.num_elements[away], minlength=num_slots
+        )
+        row = streams.window[of] * num_endpoints + getattr(routes.forwards, side)
+        passed = _spread(row, begin, end, per_share[of], (num_slots, shares))
+        fullest = max(fullest, float((direct / shares + passed.max(axis=1)).max()))
+    return fullest
+
+
+def _spread(
+    row: Int64, begin: Float64, end: Float64, height: Float64, shape: tuple[int, int]
+) -> Float64:
+    """Sum of strips, float64 [rows, columns].
+
+    Args:
+        begin, end: columns that a strip covers; of the first and the last perhaps a part only.
+        height: what it adds to a column that it covers whole.
+    """
+    columns = shape[1]
+    first = np.minimum(begin.astype(np.int64), columns - 1)
+    last = np.minimum(end.astype(np.int64), columns - 1)
+    change = np.zeros((shape[0], columns + 2))
+    # The running sum of a strip is 0 until `first`, then grows by `height` per column.
+    for at, weight in (
+        (first, height * (1 - (begin - first))),
+        (first + 1, height * (begin - first)),
+        (last, -height * (1 - (end - last))),
+        (last + 1, -height * (end - last)),
+    ):
+        np.add.at(change, (row, at), weight)
+    return np.cumsum(change, axis=1)[:, :columns]
 
 
 def _check_one_round(

@@ -45,7 +45,7 @@ def test_both_ends_of_every_message_agree_and_limits_hold():
         ):
             size = sizes(messages)
             total = np.bincount(messages.round, weights=size, minlength=1)
-            assert total.max() * 2 <= limits.staging_bytes
+            assert total.max() * 2 <= limits.forward_bytes
             for peer, number, elements in zip(messages.peer, messages.round, size, strict=True):
                 pair = (program.endpoint, int(peer)) if ahead else (int(peer), program.endpoint)
                 counter[*pair, int(number)] += int(elements)
