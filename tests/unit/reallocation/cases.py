@@ -134,12 +134,14 @@ def in_one_memory(
     case: Case, ahead: int
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
     """Give each device one memory; the destination begins ``ahead`` elements into it."""
+    tables = [case.tables(side) for side in (case.source, case.destination)]
+    most = max(sum(p.num_elements for p in table.parameters) for of in tables for table in of)
     memory: dict[int, np.ndarray] = {}
     sides = []
-    for side, first in ((case.source, 0), (case.destination, ahead)):
+    for side, of, first in zip((case.source, case.destination), tables, (0, ahead), strict=True):
         buffers = []
-        for device, table in zip(side.devices, case.tables(side), strict=True):
-            flat = memory.setdefault(device, np.full(200_000, np.nan, dtype=np.float32))
+        for device, table in zip(side.devices, of, strict=True):
+            flat = memory.setdefault(device, np.full(most + ahead, np.nan, dtype=np.float32))
             arrays, at = {}, first
             for parameter in table.parameters:
                 arrays[parameter.name] = flat[at : at + parameter.num_elements].reshape(
