@@ -8,6 +8,7 @@ import os
 import platform
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -87,18 +88,22 @@ class SlurmMachine:
     def run(
         self, *command: str, check: bool = True, timeout_seconds: float = COMMAND_SECONDS
     ) -> str:
-        """What a command of the user prints."""
-        result = subprocess.run(
+        """What a command of the user prints; one that hangs says where it does."""
+        process = subprocess.Popen(
             self._as_user(command),
-            env=self.environment,
+            env={**self.environment, "PYTHONFAULTHANDLER": "1"},
             cwd=self.folder,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_seconds,
-            check=False,
         )
-        assert not check or result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
-        return result.stdout
+        try:
+            output, errors = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            output, errors = process.communicate(timeout=READY_SECONDS)
+        assert not check or process.returncode == 0, f"{command}: {output}{errors}"
+        return output
 
     def popen(self, *command: str) -> "subprocess.Popen[str]":
         """A command of the user that goes on; its output is one pipe."""
