@@ -29,6 +29,7 @@ async def build(config: GenerationConfig) -> AsyncIterator[App]:
             name=config.instance,
             transfer_host=config.reachable_host,
             first_device=config.device,
+            staging_bytes=config.staging_bytes,
         )
         worker = RolloutWorker(engine, max_requests=config.max_requests)
         stack.push_async_callback(worker.close)

@@ -20,6 +20,8 @@ class GenerationConfig(ServiceConfig):
     """Key-value cache of each rank."""
     batch_bytes: int = 4 << 30
     """Most bytes of rollouts that wait here to be pulled."""
+    staging_bytes: int = 256 << 20
+    """Staging buffers of reallocations, on each rank."""
     max_requests: int = 65_536
     """Most rollouts that run or wait in the engine at the same time."""
     reward_roots: tuple[str, ...] = (".",)

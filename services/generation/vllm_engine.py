@@ -37,6 +37,7 @@ class VllmEngine:
         name: str,
         transfer_host: str,
         first_device: int | None = None,
+        staging_bytes: int = 256 << 20,
         rpc_timeout_seconds: float = 600.0,
     ) -> None:
         """Build nothing yet.
@@ -46,12 +47,14 @@ class VllmEngine:
             transfer_host: address of this machine that the sources of weights can connect to.
             first_device: global id of the device of rank 0, the other ranks follow; None
                 where weights never come from a process on the same device.
+            staging_bytes: most bytes of staging buffers of each rank, for new weights.
             rpc_timeout_seconds: longest that a call on the worker processes may take
                 (tensor parallel engines only; with one rank the call is a plain one).
         """
         self._name = name
         self._transfer_host = transfer_host
         self._first_device = first_device
+        self._staging_bytes = staging_bytes
         self._rpc_timeout_seconds = rpc_timeout_seconds
         self._spec: EngineSpec | None = None
         self._llm: Any = None
@@ -71,7 +74,9 @@ class VllmEngine:
         _check_head_size(spec)
         self._llm = _build(spec)
         self._llm.llm_engine.set_weight_version("0")
-        self._on_ranks("realloc_open", self._transfer_host, self._name, self._first_device)
+        self._on_ranks(
+            "realloc_open", self._transfer_host, self._name, self._first_device, self._staging_bytes
+        )
         self._spec = spec
 
     def add(self, requests: Sequence[RolloutRequest]) -> None:

@@ -36,7 +36,9 @@ class WorkerExtension:
 
     _realloc_receiver: WeightReceiver | None = None
 
-    def realloc_open(self, transfer_host: str, name: str, first_device: int | None) -> Outcome:
+    def realloc_open(
+        self, transfer_host: str, name: str, first_device: int | None, staging_bytes: int
+    ) -> Outcome:
         """Make this rank's parameters ready to be replaced; call it once, after the load."""
 
         def work() -> None:
@@ -45,6 +47,7 @@ class WorkerExtension:
                 transfer_host=transfer_host,
                 name=f"{name}/{self.rank}",
                 device=None if first_device is None else first_device + self.rank,
+                staging_bytes=staging_bytes,
             )
 
         return _outcome(work)

@@ -9,6 +9,7 @@ from realloc.shard.parameter_checks import specs_of
 from realloc.transfer.endpoint import TransferEndpoint
 from realloc.transfer.executor import TransferReport
 from realloc.transfer.shadow import ShadowParameters
+from realloc.transfer.staging import DEFAULT_STAGING_BYTES
 
 
 class WeightReceiver:
@@ -21,6 +22,7 @@ class WeightReceiver:
         transfer_host: str,
         name: str,
         device: int | None,
+        staging_bytes: int = DEFAULT_STAGING_BYTES,
     ) -> None:
         """Serve these parameters.
 
@@ -29,6 +31,7 @@ class WeightReceiver:
             transfer_host: address of this machine that the other endpoints can connect to.
             name: name of this rank, for errors.
             device: global id of the device of this rank; None where it is not known.
+            staging_bytes: most bytes of staging buffers of this rank.
         """
         self._parameters = dict(parameters)
         where = next(iter(self._parameters.values())).device
@@ -37,6 +40,7 @@ class WeightReceiver:
             name,
             device=device,
             cuda_device=where if where.type == "cuda" else None,
+            staging_bytes=staging_bytes,
         )
         self._shadow = ShadowParameters(self._parameters, self._endpoint.allocate)
 

@@ -21,6 +21,7 @@ from realloc.transfer.staging import (
     CUDA_CHUNK_BYTES,
     DEFAULT_CHUNK_BYTES,
     DEFAULT_STAGING_BYTES,
+    LEAST_CUDA_STAGING_BYTES,
     StagingBuffers,
 )
 
@@ -66,7 +67,15 @@ class TransferEndpoint:
             cuda_device: where the parameters lie, if on a GPU: they move by CUDA IPC and NCCL.
             staging_bytes: most bytes of staging buffers of the process.
             max_groups: most connections that are kept.
+
+        Raises:
+            InvalidInput: less than two chunks need, or on a GPU than its peers count on.
         """
+        least = 2 * DEFAULT_CHUNK_BYTES if cuda_device is None else LEAST_CUDA_STAGING_BYTES
+        if staging_bytes < least:
+            raise InvalidInput.at(
+                "staging_bytes", f"is {staging_bytes} and must be at least {least}"
+            )
         self.name = name
         self._host = host
         self._cuda_device = cuda_device

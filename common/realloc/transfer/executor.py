@@ -24,7 +24,7 @@ from realloc.transfer.chunks import Chunk, ProgramChunks
 from realloc.transfer.communicator import Communicator, Direction
 from realloc.transfer.ledger import Ledger
 from realloc.transfer.parameters import DTYPES, Parameters
-from realloc.transfer.staging import StagingBuffers
+from realloc.transfer.staging import CAST_CHUNKS, StagingBuffers
 
 MAX_IN_FLIGHT = 64
 """Chunks in flight per endpoint. Only those that move through staging take memory, and they wait
@@ -162,7 +162,7 @@ class Execution:
             raise InvalidInput.at("uncast", f"names endpoint {program.endpoint}, which casts")
         in_place_bytes = staging.chunk_bytes  # more would leave the cache before its digest
         if communicator.device.type == "cuda":
-            in_place_bytes = staging.chunk_bytes * max(1, staging.max_buffers // 2)
+            in_place_bytes = staging.chunk_bytes * CAST_CHUNKS
         self._chunks = ProgramChunks(
             program,
             staging.chunk_bytes // dtype.itemsize,

@@ -12,6 +12,10 @@ DEFAULT_CHUNK_BYTES = 16 << 20
 shared memory, and is the same at twice the size; half of it still fits a cache of 32 MiB."""
 CUDA_CHUNK_BYTES = 32 << 20
 """Of a chunk in device memory: large beside the cost of launching its copy."""
+CAST_CHUNKS = 4
+"""Buffers that one operation on open device memory may need where elements are cast. Both sides cut
+by it, so it depends on no configuration; a process needs twice as many."""
+LEAST_CUDA_STAGING_BYTES = 2 * CAST_CHUNKS * CUDA_CHUNK_BYTES
 
 
 class StagingBuffers:

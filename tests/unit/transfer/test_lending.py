@@ -70,7 +70,7 @@ class ToySegments:
 
 
 def connected(
-    memory: Memory = Memory.OPEN,
+    memory: Memory = Memory.OPEN, device: str = "cpu"
 ) -> tuple[list[LendingCommunicator], list[ToySegments]]:
     """Two endpoints of one process."""
     segments = [ToySegments(memory), ToySegments(memory)]
@@ -81,7 +81,7 @@ def connected(
             num_endpoints=2,
             links={1 - endpoint: links[endpoint]},
             segments=segments[endpoint],
-            device=torch.device("cpu"),
+            device=torch.device(device),
         )
         for endpoint in range(2)
     ], segments
@@ -209,6 +209,27 @@ def test_open_memory_is_read_whole_where_neither_side_casts(
     assert lend.call_count == offers
     for name, tensor in expected.items():
         assert torch.equal(destination[name], tensor)
+
+
+def test_ends_with_staging_of_different_sizes_cut_open_memory_alike() -> None:
+    """Where elements are cast on a GPU (here a toy one), each side needs buffers of its own; how
+    many it may have is its own matter."""
+    canonical = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in SHAPES]
+    have, want = holdings(0, by_rows=True), holdings(1, by_rows=False)
+    communicators, _ = connected(device="cuda")
+    staging = [
+        StagingBuffers(c.allocate, staging_bytes=chunks * 64, chunk_bytes=64)
+        for c, chunks in zip(communicators, (8, 40), strict=True)
+    ]
+    expected = parameters(want, canonical)
+    destination = {
+        name: torch.full_like(tensor, torch.nan, dtype=torch.bfloat16)
+        for name, tensor in expected.items()
+    }
+    programs = make_programs(SHAPES, have, want, 2, 1)
+    executed(programs, communicators, staging, parameters(have, canonical), destination, "bfloat16")
+    for name, tensor in expected.items():
+        assert torch.equal(destination[name], tensor.to(torch.bfloat16))
 
 
 def test_an_endpoint_that_casts_is_not_taken_for_one_that_does_not() -> None:
