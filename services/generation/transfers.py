@@ -9,6 +9,8 @@ from realloc.shard.transfer_service import PreparedTransfer
 from realloc.transfer.executor import TransferReport
 from services.generation.rollout_worker import RolloutWorker
 
+_ANSWER_SECONDS = 3.0
+"""How long after the transfer's own deadline the engine may say which peer it waited for."""
 _SWITCH_SECONDS = 60.0
 """Deadline of a commit or an abort: copies within the device."""
 
@@ -43,7 +45,9 @@ class GenerationTransfers:
     async def execute(self, prepared: PreparedTransfer) -> Sequence[TransferReport]:
         """Receive; rollouts wait meanwhile."""
         return await self._worker.stage_weights(
-            prepared.session, prepared.programs, timeout_seconds=prepared.session.timeout_seconds
+            prepared.session,
+            prepared.programs,
+            timeout_seconds=prepared.session.timeout_seconds + _ANSWER_SECONDS,
         )
 
     async def commit(self, prepared: PreparedTransfer, weight_version: int) -> None:

@@ -4,6 +4,8 @@ Errors of a process come back with its name and ranks in front.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from realloc.core.errors import (
     NotFound,
     Problem,
     ReallocError,
+    Unavailable,
     raise_problems,
 )
 from services.param_store.model import Model, PlacedLayout
@@ -25,6 +28,8 @@ from services.param_store.plans import PlannedTransfer
 Connect = Callable[[str], Any]
 """A channel to an address."""
 Result = TypeVar("Result")
+_STRAGGLER_SECONDS = 0.5
+"""Between the first and the last failure of calls that end at one deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,12 @@ class Participant:
     is_destination: bool = False
     ranks: str = ""
     """What it holds, for errors."""
+
+    def named_endpoints(self) -> Iterable[tuple[int, str]]:
+        """Its endpoints, and how errors call each."""
+        several = len(self.endpoints) > 1
+        for local, endpoint in enumerate(self.endpoints):
+            yield endpoint, f"{self.member.name}/{local}" if several else self.member.name
 
     async def call(self, method: str, request: Any, *, timeout_seconds: float) -> Any:
         """One call of its TransferService; an error names the process."""
@@ -147,21 +158,37 @@ class Processes:
 
 
 async def each(
-    participants: Sequence[Participant], call: Callable[[Participant], Awaitable[Result]]
+    participants: Sequence[Participant],
+    call: Callable[[Participant], Awaitable[Result]],
+    *,
+    due_seconds: float = math.inf,
 ) -> list[Result]:
     """One call per participant, all at once; the first error cancels the rest and is raised.
 
     Wrong inputs are waited for: all of them are reported together.
+
+    Args:
+        due_seconds: when every call should have ended. Of a failure after that whoever is silent
+            still is the cause: the others failed because they waited for it.
     """
+    began = time.monotonic()
     tasks = [asyncio.ensure_future(_awaited(call(one))) for one in participants]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if time.monotonic() - began >= due_seconds:
+            await asyncio.wait(tasks, timeout=_STRAGGLER_SECONDS)
+        silent = [one for one, task in zip(participants, tasks, strict=True) if not task.done()]
         if any(_invalid(task) for task in tasks if task.done()):
             await asyncio.wait(tasks)
         raise_problems(
             problem for error in map(_invalid, tasks) if error for problem in error.problems
         )
         return list(await asyncio.gather(*tasks))
+    except Unavailable as error:
+        if time.monotonic() - began < due_seconds or not silent:
+            raise
+        names = ", ".join(f"{one.member.name} ({one.ranks})" for one in silent)
+        raise Unavailable(f"{names} did not answer within {due_seconds:g} s; {error}") from error
     finally:
         for task in tasks:
             task.cancel()

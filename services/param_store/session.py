@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from services.param_store.participants import Participant, Processes, each, sett
 from services.param_store.plans import PlannedTransfer
 from services.param_store.records import ReallocationRecord
 
+ANSWER_SECONDS = 5.0
+"""How much later than its own deadline a shard may say what it waited for in vain."""
 ABORT_SECONDS = 5.0
 """Deadline of an abort; a shard that does not answer drops the session with the next one."""
 _PAUSE_SECONDS = 0.1
+_ENDPOINT = re.compile(r"\bendpoint (\d+)")
 
 
 class Session:
@@ -41,6 +45,9 @@ class Session:
         self._group_id = hashlib.sha256(meeting.encode()).hexdigest()[:16]
         self._host, self._port = "", 0
         self._uncast: tuple[int, ...] = ()
+        self._names = {
+            endpoint: name for one in self.participants for endpoint, name in one.named_endpoints()
+        }
 
     async def meet(self) -> None:
         """Learn where the transfer world meets: at the first process, a source."""
@@ -83,7 +90,7 @@ class Session:
         async def one(participant: Participant) -> Sequence[pb.Digest]:
             request = pb.DigestTransferRequest(session_id=self.session_id)
             response = await participant.call(
-                "DigestTransfer", request, timeout_seconds=self._timeout
+                "DigestTransfer", request, timeout_seconds=self._timeout + ANSWER_SECONDS
             )
             return list(response.digests)
 
@@ -96,11 +103,18 @@ class Session:
         async def one(participant: Participant) -> pb.ExecuteTransferResponse:
             request = pb.ExecuteTransferRequest(session_id=self.session_id, uncast=self._uncast)
             response: pb.ExecuteTransferResponse = await participant.call(
-                "ExecuteTransfer", request, timeout_seconds=self._timeout
+                "ExecuteTransfer", request, timeout_seconds=self._timeout + ANSWER_SECONDS
             )
             return response
 
-        return await each(self.participants, one)
+        try:
+            return await each(self.participants, one, due_seconds=self._timeout)
+        except Unavailable as error:
+            raise Unavailable(self._with_names(str(error))) from error
+
+    def _with_names(self, text: str) -> str:
+        """A message of a transfer with the names of processes in place of numbers."""
+        return _ENDPOINT.sub(lambda found: self._names.get(int(found[1]), found[0]), text)
 
     def _transfer_session(self, plan: TransferPlan) -> TransferSession:
         return TransferSession(

@@ -9,7 +9,7 @@ connections of its own.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -131,7 +131,15 @@ class TrainerTransfers:
                 return work(self._engine.parameters(model_id))
 
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._executor, read))
+        reading = loop.run_in_executor(self._executor, read)
+        reading.add_done_callback(_seen)
+        return await asyncio.shield(reading)
+
+
+def _seen(ended: "asyncio.Future[Any]") -> None:
+    """Where the caller has left nobody else looks at the error."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _use_own_stream() -> None:

@@ -140,6 +140,42 @@ def test_a_shard_that_does_not_answer_is_named_and_nothing_changes() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("name", ["trainer-1", "generation-1"])
+def test_a_shard_that_falls_silent_in_the_transfer_is_named_and_nothing_changes(
+    name: str, connected: bool
+) -> None:
+    """Not one of those that wait for it in vain; what they waited for is told, too."""
+    silent = not connected
+
+    class Silent(PartyAround):
+        async def execute(self, prepared: Any) -> Any:
+            if silent:
+                await asyncio.Event().wait()
+            return await self.party.execute(prepared)
+
+    async def scenario() -> None:
+        nonlocal silent
+        async with toy_store(wrap={name: Silent}) as held:
+            version = 1
+            held.train(version)
+            if connected:
+                await held.reallocator.reallocate(order(version))
+                silent, version = True, 2
+                held.train(version)
+            with pytest.raises(Unavailable) as caught:
+                await held.reallocator.reallocate(order(version, timeout_seconds=2.0))
+            silent_part, waiting = str(caught.value).split(" did not answer within 2 s; ")
+            layout = (SOURCE if name in SOURCE.shards else TARGET).layout
+            assert silent_part == f"{name} (rank 1 of {layout.short})"
+            assert name in waiting
+            assert "endpoint " not in waiting
+            assert ("parameters" in waiting) is connected
+            held.assert_serves(1 if connected else None)
+
+    run(scenario())
+
+
 def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
     """Neither one to come nor one that is gone: the error names process and versions."""
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,9 +153,18 @@ def exchange_places(
         return [store.get(key).decode() for key in keys]
     except RuntimeError as error:
         raise Unavailable(
-            f"endpoint {endpoint}: not all {num_endpoints} endpoints of transfer group "
-            f"{group_id!r} came within {timeout_seconds:g} s"
+            f"endpoint {endpoint}: {_missing(store, keys)} did not come to transfer group "
+            f"{group_id!r} within {timeout_seconds:g} s"
         ) from error
+
+
+def _missing(store: Store, keys: Sequence[str]) -> str:
+    """Endpoints whose keys are not there."""
+    try:
+        missing = [f"endpoint {peer}" for peer, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError:  # the store is gone
+        missing = []
+    return ", ".join(missing) or f"one of {len(keys)} endpoints"
 
 
 def device_place(device: int) -> str:

@@ -240,12 +240,12 @@ def connect_links(
                     peer, connection = _answer(listener, deadline)
                     links[peer] = Link(connection)
             except (OSError, RuntimeError) as error:
-                missing = sorted(set(peers) - set(links))
+                missing = ", ".join(f"endpoint {peer}" for peer in sorted({*peers} - {*links}))
                 for link in links.values():
                     link.close()
                 raise Unavailable(
-                    f"endpoint {endpoint}: endpoints {missing} of transfer group {group_id!r} "
-                    f"did not connect within {timeout_seconds:g} s: {error}"
+                    f"endpoint {endpoint}: {missing} of transfer group {group_id!r} did "
+                    f"not connect within {timeout_seconds:g} s: {error}"
                 ) from error
     return links
 
