@@ -29,7 +29,9 @@ Connect = Callable[[str], Any]
 """A channel to an address."""
 Result = TypeVar("Result")
 _STRAGGLER_SECONDS = 0.5
-"""Between the first and the last failure of calls that end at one deadline."""
+"""Between the first and the last failure of calls that fail for one reason."""
+_MAX_ERRORS = 4
+"""Errors in one message; a thousand shards may wait for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,36 +165,52 @@ async def each(
     *,
     due_seconds: float = math.inf,
 ) -> list[Result]:
-    """One call per participant, all at once; the first error cancels the rest and is raised.
+    """One call per participant, all at once; the first error cancels the rest.
 
-    Wrong inputs are waited for: all of them are reported together.
+    Wrong inputs are waited for: all of them are reported together. So are the errors of those who
+    become unavailable with the first one: one is the cause, the others waited for each other.
 
     Args:
-        due_seconds: when every call should have ended. Of a failure after that whoever is silent
-            still is the cause: the others failed because they waited for it.
+        due_seconds: when every call should have ended. Whoever is silent after a failure later
+            than that is the cause.
     """
     began = time.monotonic()
-    tasks = [asyncio.ensure_future(_awaited(call(one))) for one in participants]
+    failed: list[BaseException] = []
+    tasks = [asyncio.ensure_future(_awaited(call(one), failed)) for one in participants]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if time.monotonic() - began >= due_seconds:
-            await asyncio.wait(tasks, timeout=_STRAGGLER_SECONDS)
-        silent = [one for one, task in zip(participants, tasks, strict=True) if not task.done()]
-        if any(_invalid(task) for task in tasks if task.done()):
-            await asyncio.wait(tasks)
+        if failed:
+            invalid = isinstance(failed[0], InvalidInput)
+            await asyncio.wait(tasks, timeout=None if invalid else _STRAGGLER_SECONDS)
         raise_problems(
             problem for error in map(_invalid, tasks) if error for problem in error.problems
         )
-        return list(await asyncio.gather(*tasks))
-    except Unavailable as error:
-        if time.monotonic() - began < due_seconds or not silent:
-            raise
-        names = ", ".join(f"{one.member.name} ({one.ranks})" for one in silent)
-        raise Unavailable(f"{names} did not answer within {due_seconds:g} s; {error}") from error
+        for error in failed:
+            if not isinstance(error, Unavailable):
+                raise error
+        if failed:
+            late = time.monotonic() - began >= due_seconds
+            pairs = zip(participants, tasks, strict=True)
+            silent = [one for one, task in pairs if late and not task.done()]
+            raise _together(failed, silent, due_seconds)
+        return [task.result() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _together(
+    failed: Sequence[BaseException], silent: Sequence[Participant], due_seconds: float
+) -> Unavailable:
+    """One error of several, the first ones first."""
+    parts = list(dict.fromkeys(map(str, failed)))
+    more = [f"and {len(parts) - _MAX_ERRORS} more"] if len(parts) > _MAX_ERRORS else []
+    parts = [*parts[:_MAX_ERRORS], *more]
+    if silent:
+        names = ", ".join(f"{one.member.name} ({one.ranks})" for one in silent)
+        parts = [f"{names} did not answer within {due_seconds:g} s", *parts]
+    return Unavailable("; ".join(parts))
 
 
 async def settled(calls: Iterable[Awaitable[Result]]) -> Mapping[int, BaseException]:
@@ -208,5 +226,9 @@ def _invalid(task: "asyncio.Future[Any]") -> InvalidInput | None:
     return error if isinstance(error, InvalidInput) else None
 
 
-async def _awaited(work: Awaitable[Result]) -> Result:
-    return await work
+async def _awaited(work: Awaitable[Result], failed: list[BaseException]) -> Result:
+    try:
+        return await work
+    except Exception as error:
+        failed.append(error)
+        raise

@@ -32,8 +32,9 @@ from tests.support.toy_shards import (
 from tests.support.toy_store import ARCHITECTURE, SOURCE, TARGET, member
 
 START_SECONDS = 300.0
-PHASES = ("prepare", "digest", "transfer", "transferred", "commit")
-"""Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit."""
+PHASES = ("prepare", "digest", "transfer", "transferred", "commit", "committed")
+"""Where a shard can halt: asked to prepare, to digest, to execute, after it executed, to commit,
+after it committed."""
 
 
 class HaltingParty(PartyAround):
@@ -60,6 +61,7 @@ class HaltingParty(PartyAround):
     async def commit(self, prepared: Any, weight_version: int) -> None:
         await self._gate.passes("commit")
         await self.party.commit(prepared, weight_version)
+        await self._gate.passes("committed")
 
 
 class Gate:
