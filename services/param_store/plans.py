@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, ExpectedParameters, ParameterSpec, TransferPlan
-from realloc.reallocation.layouts.provider import local_parameters, provider_of
+from realloc.reallocation.layouts.provider import local_parameters, named_problems, provider_of
 from realloc.reallocation.overlaps import overlapping_parameters
 from realloc.reallocation.planner import plan_transfer
 from services.param_store.model import Model, PlacedLayout
@@ -161,7 +161,8 @@ class _SideSpecs:
         slice_ = provider_of(self._layout.kind).slice_of(strategy, rank)
         alike = (strategy.coordinate(rank).pipeline, slice_)
         if alike not in self._tables:
-            table = local_parameters(self._architecture, self._layout, rank)
+            with named_problems(self._layout):
+                table = local_parameters(self._architecture, self._layout, rank)
             raise_problems(
                 Problem(f"layout, {self.name(rank)}", f"{name} has boxes that overlap")
                 for name in overlapping_parameters(table)

@@ -9,7 +9,7 @@ from realloc.core.errors import InvalidInput
 from realloc.core.layout import Layout
 from realloc.core.model import Head, ModelArchitecture
 from realloc.core.transfer import Endpoint, TransferPlan
-from realloc.reallocation.families import canonical_tensors
+from realloc.reallocation.families import KNOWN_FAMILIES, canonical_tensors
 from realloc.reallocation.layouts.provider import local_parameters, provider_of
 from realloc.reallocation.limits import element_bytes
 from realloc.reallocation.planner import plan_transfer
@@ -49,7 +49,8 @@ def read_model(path: Path, head: Head, dtype: str = "") -> StoredModel:
         dtype: element type; empty takes the one that the configuration names.
 
     Raises:
-        InvalidInput: no configuration can be read there, or the element type is unknown.
+        InvalidInput: no configuration of a known family can be read there, or the element type is
+            unknown.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -58,6 +59,10 @@ def read_model(path: Path, head: Head, dtype: str = "") -> StoredModel:
         raise InvalidInput.at("model", f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise InvalidInput.at("model", f"{file} is not a JSON object")
+    family = config.get("model_type")
+    if family not in KNOWN_FAMILIES:
+        known = ", ".join(sorted(KNOWN_FAMILIES))
+        raise InvalidInput.at("model", f"{file} has model_type {family!r}; known: {known}")
     dtype = dtype or str(config.get("dtype") or config.get("torch_dtype") or "float32")
     element_bytes(dtype)
     architecture = ModelArchitecture.from_hf_config(config, head).with_head(head)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from realloc.client.layout_summary import RankSummary, StoredModel
 from realloc.core.layout import Layout
+from realloc.core.strategy import ParallelStrategy
 from realloc.core.transfer import TransferPlan
 from realloc.reallocation.describe import receipts
 from realloc.reallocation.families import canonical_tensors
@@ -15,16 +16,14 @@ _SHOWN = 64
 def render_layout(stored: StoredModel, layout: Layout, ranks: Sequence[RankSummary]) -> str:
     """A row per rank: where it stands on the axes, what it stores."""
     total = stored.num_bytes
-    rows = [("rank", "device", "data", "tensor", "stage", "tensors", "bytes", "padding", "share")]
-    for each in ranks[:_SHOWN]:
-        at = layout.strategy.coordinate(each.rank)
+    places = [_place(layout.strategy, each.rank) for each in ranks[:_SHOWN]]
+    rows = [("rank", "device", *places[0], "tensors", "bytes", "padding", "share")]
+    for each, place in zip(ranks, places, strict=False):
         rows.append(
             (
                 str(each.rank),
                 str(each.device),
-                str(at.data),
-                str(at.tensor),
-                str(at.pipeline),
+                *map(str, place.values()),
                 str(each.num_tensors),
                 size_text(each.num_bytes),
                 size_text(each.padding_bytes),
@@ -32,15 +31,27 @@ def render_layout(stored: StoredModel, layout: Layout, ranks: Sequence[RankSumma
             )
         )
     copies = sum(each.num_bytes - each.padding_bytes for each in ranks) / total
+    held = "1 rank holds" if len(ranks) == 1 else f"{len(ranks)} ranks hold"
     lines = [
         _model_line(stored),
-        f"{layout.short}: {len(ranks)} ranks hold the model {copies:.2f} times",
+        f"{layout.short}: {held} the model {copies:.2f} times",
         "",
         *_table(rows),
     ]
     if len(ranks) > _SHOWN:
         lines.append(f"… and {len(ranks) - _SHOWN} more ranks")
     return "\n".join(lines)
+
+
+def _place(strategy: ParallelStrategy, rank: int) -> dict[str, int]:
+    """Where a rank stands on each axis; axes that most layouts lack only where there are some."""
+    at = strategy.coordinate(rank)
+    place = {"data": at.data, "tensor": at.tensor, "stage": at.pipeline}
+    if strategy.context > 1:
+        place["context"] = at.context
+    if strategy.expert > 1:
+        place["expert"] = at.data % strategy.expert
+    return place
 
 
 def render_difference(

@@ -78,16 +78,24 @@ class Layout:
         strategy = ParallelStrategy.parse(match["strategy"])
         devices = tuple(range(strategy.num_ranks))
         if match["devices"]:
-            devices = _parse_devices(match["devices"])
+            devices = _parse_devices(match["devices"], strategy)
         return Layout(kind=known.get(match["kind"], kind), strategy=strategy, devices=devices)
 
 
-def _parse_devices(text: str) -> tuple[int, ...]:
-    """Read ``0-3,8``."""
+def _parse_devices(text: str, strategy: ParallelStrategy) -> tuple[int, ...]:
+    """Read ``0-3,8``: one device per rank."""
     devices: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise InvalidInput.at("layout", f"{text!r} is not a list of devices such as 0-3,8")
-        devices += range(int(first), int(last or first) + 1)
+        run = range(int(first), int(last or first) + 1)
+        if not run:
+            raise InvalidInput.at("layout", f"{part!r} ends before it begins")
+        if len(run) > strategy.num_ranks:  # no list of millions only to be refused
+            raise InvalidInput.at(
+                "devices",
+                f"has {len(run)} devices in {part} and {strategy} needs {strategy.num_ranks}",
+            )
+        devices += run
     return tuple(devices)

@@ -1,6 +1,6 @@
 """What a language model is made of: enough to build it, to lay it out and to cost it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -49,7 +49,8 @@ class ModelArchitecture:
         """Read a Hugging Face ``config.json``.
 
         Raises:
-            InvalidInput: a required key is missing or not a positive number.
+            InvalidInput: a required key is missing or not a positive number, or the layers have
+                tensors that no family has.
         """
         family = str(config.get("model_type", ""))
         required = (
@@ -64,6 +65,7 @@ class ModelArchitecture:
             for key in required
             if not isinstance(config.get(key), int) or config[key] < 1
         )
+        raise_problems(_unlike_layers(config))
         rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
         scaling: tuple[tuple[str, float], ...] = ()
         if rope.get("rope_type", rope.get("type", "default")) == "llama3":
@@ -114,6 +116,22 @@ class ModelArchitecture:
     @property
     def key_value_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
+
+
+def _unlike_layers(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Variants of known families whose layers are not all alike, or have further tensors."""
+    if config.get("mlp_bias"):
+        yield Problem("mlp_bias", "is true; biases of the MLP are not supported")
+    if config.get("mlp_only_layers"):
+        yield Problem(
+            "mlp_only_layers",
+            f"is {config['mlp_only_layers']}; layers without experts are not supported",
+        )
+    step = config.get("decoder_sparse_step") or 1
+    if step != 1:
+        yield Problem(
+            "decoder_sparse_step", f"is {step!r}; only experts in every layer are supported"
+        )
 
 
 def check_known_family(architecture: ModelArchitecture, known: frozenset[str]) -> None:

@@ -19,6 +19,7 @@ from realloc.core.layout import Layout
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Endpoint, TransferPlan
 from realloc.reallocation.families import canonical_names
+from realloc.reallocation.layouts.provider import named_problems
 from realloc.reallocation.limits import TransferLimits, element_bytes
 from realloc.reallocation.lines import lines_between
 from realloc.reallocation.programs import PlannedPrograms
@@ -53,10 +54,12 @@ def plan_transfer(
     """
     limits, size = limits or TransferLimits(), element_bytes(dtype)
     numbers = _number_endpoints((*source_endpoints, *destination_endpoints))
-    have = side_of(architecture, source, source_endpoints, numbers, "source_endpoints")
-    want = side_of(
-        architecture, destination, destination_endpoints, numbers, "destination_endpoints"
-    )
+    with named_problems(source):
+        have = side_of(architecture, source, source_endpoints, numbers, "source_endpoints")
+    with named_problems(destination):
+        want = side_of(
+            architecture, destination, destination_endpoints, numbers, "destination_endpoints"
+        )
     names = canonical_names(architecture)
     if only is not None:
         unknown = set(only).difference(names)

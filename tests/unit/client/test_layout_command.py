@@ -67,6 +67,8 @@ def test_one_rank_is_shown_parameter_by_parameter(
         ("jax:d1t1p1", "'jax' is none of fsdp, huggingface, megatron, vllm"),
         ("d2t1p1@0", "has 1 devices and d2t1p1 needs 2"),
         ("d2t1p1@0-", "not a list of devices"),
+        ("d2t1p1@1-0", "'1-0' ends before it begins"),
+        ("d2t1p1@0-999999999999999", "has 1000000000000000 devices in 0-999999999999999"),
     ],
 )
 def test_a_wrong_layout_is_one_clear_message(
@@ -75,6 +77,44 @@ def test_a_wrong_layout_is_one_clear_message(
     """Status 1, and a sentence that says what to change."""
     assert main(["layout", "show", model, "--layout", layout]) == 1
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model_type": "gemma3"}, "has model_type 'gemma3'; known: gemma2, gemma3_text"),
+        ({"mlp_bias": True}, "mlp_bias: is true"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers: is [0]"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step: is 2"),
+    ],
+)
+def test_a_model_with_other_tensors_than_its_family_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], problem: str
+) -> None:
+    """Nothing is shown of tensors that the model does not have."""
+    (tmp_path / "config.json").write_text(tiny_config_text("llama", **changes))
+    assert main(["layout", "show", str(tmp_path), "--layout", "d1t1p1"]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_of_two_layouts_the_wrong_one_is_named(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which of both, with its devices, and why."""
+    assert main(["layout", "diff", "d1t2p1", "vllm:d1t3p1@2-4", "--model", model]) == 1
+    assert "vllm:d1t3p1@2-4: strategy: num_attention_heads is 4" in capsys.readouterr().err
+
+
+def test_axes_of_experts_and_context_are_shown_where_there_are_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four data ranks each second one holds the same experts."""
+    experts = {"model_type": "mixtral", "num_local_experts": 4}
+    (tmp_path / "config.json").write_text(tiny_config_text("llama", **experts))
+    assert main(["layout", "show", str(tmp_path), "--layout", "d4t1p1c2e2"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()[3:]
+    assert header.split()[2:7] == ["data", "tensor", "stage", "context", "expert"]
+    assert [row.split()[6] for row in rows] == ["0", "0", "1", "1"] * 2
 
 
 def test_a_missing_configuration_is_named(

@@ -208,9 +208,11 @@ def test_wrong_inputs_name_what_is_wrong():
         ("vllm:d1t12p1", "padded vocabulary is 128"),
         ("huggingface:d1t2p1", "data replicas only"),
         ("vllm:d1t1p5", "fewer than 5 stages"),
+        ("vllm:d1t4p1", "6 KV heads and tp 4: none divides the other"),
     ):
-        with pytest.raises(InvalidInput, match=reason):
-            plan(source, "vllm:d1t1p1")
+        for wrong in ((source, "vllm:d1t1p1"), ("vllm:d1t1p1", source)):
+            with pytest.raises(InvalidInput, match=rf"{source}@\S+: strategy: .*{reason}"):
+                plan(*wrong)
     with pytest.raises(InvalidInput, match=r"source_endpoints.*names 1 processes"):
         plan(
             "megatron:d1t2p1",

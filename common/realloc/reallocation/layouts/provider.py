@@ -9,12 +9,13 @@ one-dimensional tensor counts as rows of one element; blocks that are contiguous
 are given as one row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from realloc.core.errors import InvalidInput
+from realloc.core.errors import InvalidInput, Problem
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.transfer import Blocks
@@ -58,6 +59,17 @@ class RankLayout:
 def provider_of(kind: LayoutKind) -> LayoutProvider:
     """The rules of one kind of layout."""
     return _PROVIDERS[kind]
+
+
+@contextmanager
+def named_problems(layout: Layout) -> Iterator[None]:
+    """Problems that arise within name the layout: there may be two of them."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(
+            *(Problem(f"{layout.short}: {each.path}", each.reason) for each in error.problems)
+        ) from error
 
 
 def local_parameters(architecture: ModelArchitecture, layout: Layout, rank: int) -> RankLayout:

@@ -118,11 +118,10 @@ def _fused_qkv(
     divide(architecture.num_attention_heads, tp, "num_attention_heads")
     groups, head = architecture.num_key_value_heads, architecture.head_dim
     queries = architecture.query_size // tp
-    if groups >= tp:
-        heads = divide(groups, tp, "num_key_value_heads")
-        first_head = rank * heads
-    else:
-        heads, first_head = 1, rank // divide(tp, groups, "the tensor degree")
+    if max(groups, tp) % min(groups, tp):
+        raise InvalidInput.at("strategy", f"{groups} KV heads and tp {tp}: none divides the other")
+    heads = max(groups // tp, 1)
+    first_head = rank * heads if groups >= tp else rank // (tp // groups)
     (query, first), (key, _), (value, _) = members
     return stack(
         name,
