@@ -2,14 +2,18 @@
 
 import ctypes
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from realloc.core.transfer import TransferProgram
+from realloc.transfer.connecting import connect_cpu, device_place
 from realloc.transfer.executor import execute
-from realloc.transfer.gloo import GlooCommunicator
+from realloc.transfer.parameters import DTYPES
 from realloc.transfer.rendezvous import TransferStore, connect_store
+from realloc.transfer.shared_memory import SharedMemorySegments
 from realloc.transfer.staging import StagingBuffers
 from tests.support.rank_processes import RankProcesses
 from tests.support.transfer_programs import Holding, make_programs
@@ -40,17 +44,22 @@ def memory(field: str) -> int:
     raise AssertionError(field)
 
 
-def peak_growth(store_port: int, program: TransferProgram) -> tuple[int, bool]:
+def peak_growth(
+    store_port: int, program: TransferProgram, device: int | None, moved: str
+) -> tuple[int, bool]:
     """Bytes by which this process's peak exceeds what it held before the transfer."""
-    communicator = GlooCommunicator(
+    communicator = connect_cpu(
         store=connect_store(HOST, store_port, 20.0),
-        group_id="memory",
+        group_id=f"{device} {moved}",
         endpoint=program.endpoint,
         num_endpoints=2,
         host=HOST,
+        place="" if device is None else device_place(device),
         timeout_seconds=20.0,
+        segments=SharedMemorySegments(),
     )
-    parameters = {"w": torch.full(SHAPE, 1.0 + program.endpoint)}
+    dtype = DTYPES["float32" if program.endpoint == 0 else moved]
+    parameters = {"w": torch.full(SHAPE, 1.0 + program.endpoint, dtype=dtype)}
     source, destination = (parameters, {}) if program.endpoint == 0 else ({}, parameters)
     growth = 0
     for _ in range(2):  # the first time compiles the digest and opens the connection
@@ -63,24 +72,44 @@ def peak_growth(store_port: int, program: TransferProgram) -> tuple[int, bool]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         execute(
             program, communicator, source, destination,
-            staging=staging, dtype="float32", timeout_seconds=60.0,
+            staging=staging, dtype=moved, timeout_seconds=60.0,
         )  # fmt: skip
         growth = memory("VmHWM") - before
         del staging
     communicator.close()
-    arrived = bool((parameters["w"][:, : SHAPE[1] // 2] == 1.0).all())
-    return growth, arrived
+    right = bool((parameters["w"][:, : SHAPE[1] // 2] == 1.0).all())
+    return growth, right
 
 
-def test_peak_memory_is_the_staging_buffers_and_no_more() -> None:
-    """32 MiB, digests included, move through 8 MiB of buffers on either side."""
-    store = TransferStore(HOST)
-    ranks = RankProcesses(2)
-    results = ranks.run(
-        peak_growth, [(store.port, program) for program in programs()], timeout_seconds=120.0
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[RankProcesses]:
+    processes = RankProcesses(2)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[TransferStore]:
+    opened = TransferStore(HOST)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("moved", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", [None, 0], ids=["gloo", "shared_memory"])
+def test_peak_memory_is_the_staging_buffers_and_no_more(
+    ranks: RankProcesses, store: TransferStore, device: int | None, moved: str
+) -> None:
+    """Eight million elements, digests included, move through 8 MiB of buffers on either side, as
+    they are or cast on the way."""
+    (sender, kept), (receiver, arrived) = ranks.run(
+        peak_growth,
+        [(store.port, program, device, moved) for program in programs()],
+        timeout_seconds=120.0,
     )
-    ranks.close()
-    store.close()
-    for growth, arrived in results:
-        assert arrived
+    assert kept
+    assert arrived
+    # The kernel counts buffers that the receiver lends in the sender, too, which writes there.
+    lent = 0 if device is None else receiver
+    for growth in (sender - lent, receiver):
         assert growth <= STAGING_BYTES + SLACK_BYTES, f"{growth / 2**20:.1f} MiB"
