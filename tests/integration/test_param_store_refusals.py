@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from realloc.core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from realloc.reallocation.families import canonical_names
 from realloc.reallocation.layouts.provider import RankLayout, local_parameters
 from services.param_store import plans
 from services.param_store.model import PlacedLayout
 from services.param_store.phases import Phase
 from tests.support.toy_shards import PartyAround
 from tests.support.toy_store import (
+    ARCHITECTURE,
     SOURCE,
     TARGET,
     order,
@@ -172,6 +174,38 @@ def test_a_shard_that_falls_silent_in_the_transfer_is_named_and_nothing_changes(
             assert "endpoint " not in waiting
             assert ("parameters" in waiting) is connected
             held.assert_serves(1 if connected else None)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_weights_that_arrive_damaged_are_never_served(lost: bool) -> None:
+    """A digest that differs, or is missing: tensor and shard are named, nothing changes, and the
+    next request works."""
+    norm = canonical_names(ARCHITECTURE).index("model.norm.weight")
+
+    class Damaging(PartyAround):
+        damages = True
+
+        async def execute(self, prepared: Any) -> Any:
+            (report,) = await self.party.execute(prepared)
+            digests = dict(report.received_digests)
+            if Damaging.damages:
+                digests[norm] += 1
+                if lost:
+                    del digests[norm]
+            return [replace(report, received_digests=digests)]
+
+    async def scenario() -> None:
+        async with toy_store(wrap={"generation-1": Damaging}) as held:
+            held.train(1)
+            with pytest.raises(Unavailable, match=r"model\.norm\.weight .*damaged at generation-1"):
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None)
+            assert await phases(held) == [Phase.ABORTED]
+            Damaging.damages = False
+            await held.reallocator.reallocate(order(1))
+            held.assert_serves(1)
 
     run(scenario())
 
