@@ -17,6 +17,7 @@ from tests.support.toy_store import (
     ARCHITECTURE,
     SOURCE,
     TARGET,
+    ToyStore,
     member,
     name_version,
     order,
@@ -100,10 +101,7 @@ def test_the_same_version_again_costs_no_call_of_a_shard() -> None:
             held.assert_serves(1)
             assert (await held.registry.get("job", "actor")).source.weight_version == 5
             name_version(held.shards, 5)
-            restarted = member("generation-1", held.shards["generation-1"].address, "2")
-            await held.store.put(restarted.key, restarted.to_json())
-            while held.processes.find("generation-1") != restarted:
-                await asyncio.sleep(0)
+            await restart(held, "generation-1")
             await held.reallocator.reallocate(order(5, request_id="restarted"))
             assert len(held.calls) > len(asked)
             held.assert_serves(2)
@@ -112,7 +110,8 @@ def test_the_same_version_again_costs_no_call_of_a_shard() -> None:
 
 
 def test_only_changed_tensors_move() -> None:
-    """With frozen tensors the second reallocation moves the others; the weights are whole."""
+    """With frozen tensors the second reallocation moves the others; the weights are whole. A
+    replica that restarted gets everything."""
     names = canonical_names(ARCHITECTURE)
     frozen = [name for name in names if ".layers.0." in name or "embed" in name]
 
@@ -131,8 +130,23 @@ def test_only_changed_tensors_move() -> None:
             third = await held.reallocator.reallocate(order(3, **changed))
             assert (third.num_tensors, third.bytes) == (0, 0)
             held.assert_serves(2, frozen)
+            for parameter in held.shards["generation-1"].parameters.values():
+                parameter.zero_()
+            await restart(held, "generation-1")
+            name_version(held.shards, 4)
+            fourth = await held.reallocator.reallocate(order(4, **changed))
+            assert fourth.num_tensors == len(names)
+            held.assert_serves(2, frozen)
 
     run(scenario())
+
+
+async def restart(held: ToyStore, name: str) -> None:
+    """A shard is there again as another incarnation, and the param-store has seen it."""
+    restarted = member(name, held.shards[name].address, "2")
+    await held.store.put(restarted.key, restarted.to_json())
+    while held.processes.find(name) != restarted:
+        await asyncio.sleep(0)
 
 
 def test_a_request_is_carried_out_once_also_over_a_restart() -> None:
