@@ -210,6 +210,49 @@ def test_weights_that_arrive_damaged_are_never_served(lost: bool) -> None:
     run(scenario())
 
 
+def test_a_version_older_than_the_one_that_trains_is_refused() -> None:
+    """Before any shard is asked, though a trainer says that it holds it."""
+
+    async def scenario() -> None:
+        async with toy_store() as held:
+            source = replace(SOURCE, weight_version=-1)
+            await held.reallocator.reallocate(order(5, target=source, request_id="source"))
+            held.train(3)
+            with pytest.raises(Conflict, match="actor is at version 5 and cannot go back to 3"):
+                await held.reallocator.reallocate(order(3))
+            assert held.calls == []
+            assert await phases(held) == []
+
+    run(scenario())
+
+
+def test_a_commit_that_a_shard_does_not_answer_is_finished_by_the_next_request() -> None:
+    """The error names it; the others serve the new version; asked again nothing moves twice."""
+
+    class Silent(PartyAround):
+        asked = 0
+
+        async def commit(self, prepared: Any, weight_version: int) -> None:
+            Silent.asked += 1
+            if Silent.asked == 1:
+                await asyncio.Event().wait()
+            await self.party.commit(prepared, weight_version)
+
+    async def scenario() -> None:
+        async with toy_store(wrap={"generation-1": Silent}) as held:
+            held.train(1)
+            with pytest.raises(Unavailable, match=r"generation-1 did not answer the commit"):
+                await held.reallocator.reallocate(order(1, timeout_seconds=2.0))
+            assert await phases(held) == [Phase.COMMITTING]
+            held.train(2)  # what a second transfer would bring
+            done = await held.reallocator.reallocate(order(1, timeout_seconds=2.0))
+            assert done.weight_version == 1
+            held.assert_serves(1)
+            assert await phases(held) == [Phase.COMMITTED]
+
+    run(scenario())
+
+
 def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
     """Neither one to come nor one that is gone: the error names process and versions."""
 

@@ -37,7 +37,7 @@ def known() -> Baselines:
 def test_tensors_whose_digest_differs_anywhere_have_changed() -> None:
     """At one of two destinations is enough; where nothing differs nothing moves."""
     now = {**DIGESTS, (3, 1): 0}
-    assert known().changed(ordered(2), model_at(1), PLAN, now) == {"b"}
+    assert known().changed(ordered(2), model_at(1), PLAN, now) == frozenset({"b"})
     assert known().changed(ordered(2), model_at(1), PLAN, DIGESTS) == frozenset()
 
 
