@@ -253,6 +253,45 @@ def test_a_commit_that_a_shard_does_not_answer_is_finished_by_the_next_request()
     run(scenario())
 
 
+def test_an_abort_that_a_shard_does_not_hear_is_made_up_for_by_the_next_transfer() -> None:
+    """What it staged for nothing does not stand in the way."""
+
+    class Failing(PartyAround):
+        fails = True
+
+        async def execute(self, prepared: Any) -> Any:
+            reports = await self.party.execute(prepared)
+            if Failing.fails:
+                await staged.wait()
+                raise Unavailable("no more")
+            return reports
+
+    class Deaf(PartyAround):
+        async def execute(self, prepared: Any) -> Any:
+            reports = await self.party.execute(prepared)
+            staged.set()
+            return reports
+
+        async def abort(self, prepared: Any) -> None:
+            if Failing.fails:
+                raise Unavailable("what?")
+            await self.party.abort(prepared)
+
+    staged = asyncio.Event()
+
+    async def scenario() -> None:
+        async with toy_store(wrap={"trainer-1": Failing, "generation-1": Deaf}) as held:
+            held.train(1)
+            with pytest.raises(Unavailable, match=r"trainer-1 .*no more"):
+                await held.reallocator.reallocate(order(1))
+            held.assert_serves(None)
+            Failing.fails = False
+            await held.reallocator.reallocate(order(1))
+            held.assert_serves(1)
+
+    run(scenario())
+
+
 def test_a_version_that_the_trainers_do_not_hold_is_refused() -> None:
     """Neither one to come nor one that is gone: the error names process and versions."""
 
