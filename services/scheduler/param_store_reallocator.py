@@ -12,6 +12,9 @@ from realloc.core.plan import CallPlacement
 from realloc.wire.convert import to_proto
 from services.scheduler.shards import JobShards
 
+_ANSWER_SECONDS = 15.0
+"""How long after the deadline of a phase param-store may take to abort, and say who was late."""
+
 
 class ParamStoreReallocator:
     """Asks param-store for the generation layout of a model."""
@@ -85,7 +88,7 @@ class ParamStoreReallocator:
             mode=self._mode,
         )
         response = await self._shards.param_store.Reallocate(
-            request, timeout=self._experiment.call_timeout_seconds
+            request, timeout=self._experiment.call_timeout_seconds + _ANSWER_SECONDS
         )
         moved = response.reallocation
         return ReallocationReport(

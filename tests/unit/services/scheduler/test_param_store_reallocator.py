@@ -11,6 +11,7 @@ from realloc.core.errors import Unavailable
 from realloc.core.mesh import DeviceMesh
 from realloc.core.plan import CallPlacement
 from realloc.core.strategy import ParallelStrategy
+from services.param_store.session import ANSWER_SECONDS
 from services.scheduler.param_store_reallocator import ParamStoreReallocator
 
 
@@ -19,11 +20,13 @@ class ToyParamStore:
 
     def __init__(self) -> None:
         self.requests: list[pb.ReallocateRequest] = []
+        self.timeouts: list[float] = []
         self.go_on = asyncio.Event()
         self.error: Exception | None = None
 
     async def Reallocate(self, request: pb.ReallocateRequest, timeout: float) -> Any:
         self.requests.append(request)
+        self.timeouts.append(timeout)
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
@@ -42,6 +45,18 @@ def reallocator(store: ToyParamStore, frozen: tuple[str, ...] = ()) -> ParamStor
         predicted_seconds=0.0,
     )
     return ParamStoreReallocator("job", "run", experiment, shards, placement, frozen=frozen)
+
+
+def test_param_store_has_time_to_say_which_shard_was_late() -> None:
+    """The call does not end with the deadline that param-store gives the shards."""
+
+    async def scenario() -> None:
+        store = ToyParamStore()
+        store.go_on.set()
+        await reallocator(store).bring("actor", 3)
+        assert store.timeouts[0] >= store.requests[0].timeout_seconds + ANSWER_SECONDS
+
+    asyncio.run(scenario())
 
 
 def test_a_version_that_was_begun_is_waited_for_not_asked_for_again() -> None:
