@@ -16,7 +16,12 @@ from realloc.core.errors import InvalidInput, Problem, raise_problems
 from realloc.core.experiment import Experiment, ModelSettings
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.mesh import Cluster
-from realloc.core.model import Head, ModelArchitecture, check_known_family
+from realloc.core.model import (
+    Head,
+    ModelArchitecture,
+    check_computable,
+    check_known_family,
+)
 from realloc.core.reward_function import check_reward_function
 from realloc.core.strategy import ParallelStrategy
 from realloc.dataflow.catalog import ALGORITHMS, build_graph
@@ -141,6 +146,7 @@ def _admit_model(experiment: Experiment, model_id: str, head: Head, trains: bool
         config: Mapping[str, Any] = json.loads(text)
         architecture = ModelArchitecture.from_hf_config(config, head)
         check_known_family(architecture, frozenset(KNOWN_FAMILIES))
+        check_computable(config)
     except ValueError as error:
         raise InvalidInput.at(f"{field}.checkpoint", f"{folder}/config.json: {error}") from error
     except InvalidInput as error:

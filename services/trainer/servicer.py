@@ -17,7 +17,7 @@ from realloc.core.batch import Batch, BatchReference, RaggedArray
 from realloc.core.checkpoint_folder import open_checkpoint
 from realloc.core.errors import Conflict, InvalidInput
 from realloc.core.layout import Layout
-from realloc.core.model import Head, ModelArchitecture
+from realloc.core.model import Head, ModelArchitecture, check_computable
 from realloc.core.settings import OptimizerSettings
 from realloc.shard.batches import BatchStore
 from realloc.shard.transfer_service import TransferServicer
@@ -223,6 +223,7 @@ def _model_spec(request: pb.CreateModelRequest) -> ModelSpec:
         config = json.loads(request.hf_config)
     except ValueError as error:
         raise InvalidInput.at("hf_config", f"is not JSON: {error}") from error
+    check_computable(config)
     optimizer = None
     if request.HasField("optimizer"):
         optimizer = from_proto(request.optimizer, OptimizerSettings, "optimizer")

@@ -66,9 +66,9 @@ class ModelArchitecture:
             if not isinstance(config.get(key), int) or config[key] < 1
         )
         raise_problems(_unlike_layers(config))
-        rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+        rope = _rope(config)
         scaling: tuple[tuple[str, float], ...] = ()
-        if rope.get("rope_type", rope.get("type", "default")) == "llama3":
+        if _rope_type(rope) == "llama3":
             keys = (
                 "factor",
                 "high_freq_factor",
@@ -116,6 +116,35 @@ class ModelArchitecture:
     @property
     def key_value_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
+
+
+def check_computable(config: Mapping[str, Any]) -> None:
+    """Refuse models that the trainer would compute otherwise than their configuration says.
+
+    Raises:
+        InvalidInput: positions, activation or biases that the trainer's model does not have.
+    """
+    raise_problems(_uncomputable(config))
+
+
+def _uncomputable(config: Mapping[str, Any]) -> Iterator[Problem]:
+    kind = _rope_type(_rope(config))
+    if kind not in ("default", "llama3"):
+        yield Problem("rope_scaling", f"is {kind!r}; the trainer knows default and llama3")
+    activation = config.get("hidden_act") or "silu"
+    if activation != "silu":
+        yield Problem("hidden_act", f"is {activation!r}; the trainer knows silu")
+    if config.get("attention_bias") and config.get("model_type") != "qwen2":
+        yield Problem("attention_bias", "is true; the trainer knows biases of qwen2 only")
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings, by their old name and by their new one."""
+    return dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+
+
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def _unlike_layers(config: Mapping[str, Any]) -> Iterator[Problem]:

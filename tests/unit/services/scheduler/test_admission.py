@@ -1,7 +1,9 @@
-"""Folders that jobs may write into are the operator's choice."""
+"""What is refused before a job is queued: folders, and models that would be trained wrongly."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,41 @@ def test_folders_outside_are_refused_by_field(tmp_path: Path, shared: Path) -> N
     assert refused(work(tmp_path, shared / "out", shared / "link" / "saved"), shared) == [
         "checkpoint.folder"
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"hidden_act": "gelu"},
+        {"model_type": "llama", "attention_bias": True},
+    ],
+)
+def test_models_that_the_trainer_computes_otherwise_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """By the key of their configuration."""
+    write_task(tmp_path)
+    job = experiment(tmp_path, "ppo")
+    path = Path(job.actor.checkpoint) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InvalidInput, match=f"config.json: {[*changes][-1][:5]}.*the trainer knows"):
+        admit(job, CLUSTER, reward_roots=[Path("/")])
+
+
+def test_models_with_scaled_positions_that_the_trainer_knows_are_taken(tmp_path: Path) -> None:
+    """Llama 3's scaling."""
+    write_task(tmp_path)
+    job = experiment(tmp_path, "ppo")
+    path = Path(job.actor.checkpoint) / "config.json"
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 64,
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": scaling}))
+    assert admit(job, CLUSTER, reward_roots=[Path("/")])
