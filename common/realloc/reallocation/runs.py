@@ -21,9 +21,11 @@ def run_edges(
         [messages + 1] and [edges]: edges first[m] … first[m + 1] − 1 are those of message m,
         elements of the message, ascending, each once.
     """
-    edges = [_edges(blocks, message, least_elements) for blocks in sides]
-    found = np.unique(np.concatenate(edges), axis=0)
-    return np.searchsorted(found[:, 0], np.arange(num_messages + 1)), found[:, 1]
+    edges = np.concatenate([_edges(blocks, message, least_elements) for blocks in sides])
+    longest = int(edges[:, 1].max(initial=0)) + 1
+    # One number instead of a pair, which numpy sorts far slower.
+    of, element = np.divmod(np.unique(edges[:, 0] * longest + edges[:, 1]), longest)
+    return np.searchsorted(of, np.arange(num_messages + 1)), element
 
 
 def _edges(blocks: Blocks, message: Int64, least_elements: int) -> Int64:
