@@ -71,7 +71,7 @@ class VllmEngine:
         self.close()
         prepare_environment()
         _hide_llvmlite()
-        _check_head_size(spec)
+        _check_cpu_limits(spec)
         self._llm = _build(spec)
         self._llm.llm_engine.set_weight_version("0")
         self._on_ranks(
@@ -255,16 +255,24 @@ def _check_spec(spec: EngineSpec) -> None:
     raise_problems(problems)
 
 
-def _check_head_size(spec: EngineSpec) -> None:
-    """Refuse what vLLM would build and then die of at the first step."""
+def _check_cpu_limits(spec: EngineSpec) -> None:
+    """Refuse what vLLM would build on a CPU and then die of, or compute wrongly."""
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    size = ModelArchitecture.from_hf_config(json.loads(spec.hf_config)).head_dim
-    supported = CPUAttentionBackend.get_supported_head_sizes()
-    if current_platform.is_cpu() and size not in supported:
+    if not current_platform.is_cpu():
+        return
+    architecture = ModelArchitecture.from_hf_config(json.loads(spec.hf_config))
+    size, supported = architecture.head_dim, CPUAttentionBackend.get_supported_head_sizes()
+    if size not in supported:
         sizes = ", ".join(map(str, supported))
         raise InvalidInput.at("head_dim", f"is {size}; vLLM's CPU attention supports {sizes}")
+    if architecture.num_experts:
+        raise InvalidInput.at(
+            "num_experts",
+            f"is {architecture.num_experts}; vLLM packs the weights of experts for its CPU "
+            "kernels, so that new ones cannot take their place; use a GPU",
+        )
 
 
 def _build(spec: EngineSpec) -> Any:
@@ -291,6 +299,9 @@ def _build(spec: EngineSpec) -> Any:
                 gpu_memory_utilization=0.05,
                 logprobs_mode="processed_logprobs",  # of what was sampled from
                 enforce_eager=not torch.cuda.is_available(),
+                # Triton's kernels read the weights of experts as they were loaded; others have
+                # them shuffled first, and new ones could not take their place.
+                moe_backend="triton" if torch.cuda.is_available() else "auto",
                 worker_extension_cls="services.generation.vllm_worker.WorkerExtension",
             )
         except (ValueError, NotImplementedError) as error:

@@ -87,7 +87,7 @@ class Checkpoint:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    """Tiny models: llama in two versions, tied llama, qwen2 (tied, with biases), qwen3."""
+    """Tiny models of all dense families: llama in two versions, and tied; qwen2 has biases."""
     made = {}
     for name, family, seed, changes in (
         ("llama", "llama", 1, {}),
@@ -95,6 +95,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
         ("llama-tied", "llama", 3, {"tie_word_embeddings": True}),
         ("qwen2", "qwen2", 4, {}),
         ("qwen3", "qwen3", 5, {}),
+        ("gemma2", "gemma2", 6, {}),
+        ("gemma3_text", "gemma3_text", 7, {}),
+        ("mistral", "mistral", 8, {}),
     ):
         folder = tmp_path_factory.mktemp("models") / name
         model = tiny_hf_model(family, seed, folder, **changes)
@@ -298,11 +301,13 @@ def test_a_transfer_whose_source_is_missing_changes_nothing(
     assert worst_difference(new.model, requests(), generate(cluster, requests())) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "llama"]
+)
 def test_another_architecture_takes_the_place_of_the_one_before(
     cluster: Cluster, checkpoints: dict[str, Checkpoint], name: str
 ) -> None:
-    """Tied embeddings, biases and query norms: logprobs are Hugging Face's, to 1e-4."""
+    """Tied embeddings, biases, query norms, soft caps: logprobs are Hugging Face's, to 1e-4."""
     checkpoint = checkpoints[name]
     load(cluster, checkpoint.spec)
     reallocate(cluster, checkpoint, version=3, group=f"family-{name}")
@@ -439,6 +444,7 @@ def test_wrong_requests_are_all_named_and_none_begins(
             {"hf_config": json.dumps(tiny_config("llama", head_dim=16))},
             "head_dim: is 16; vLLM's CPU",
         ),
+        ({"hf_config": json.dumps(tiny_config("mixtral"))}, "num_experts: is 4; vLLM packs"),
         ({"dtype": "int8"}, "dtype: is 'int8'; use float32 or bfloat16"),
         ({"tensor_parallel": 0, "max_model_len": -1}, "tensor_parallel.*max_model_len"),
         (
