@@ -92,8 +92,9 @@ def tiny_hf_model(family: str, seed: int, folder: Path, **changes: Any) -> "PreT
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder)
     # Other implementations leave out the soft caps of Gemma 2.
+    attention = "eager" if family == "gemma2" else None
     model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
+        config, dtype=torch.float32, attn_implementation=attention
     ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
