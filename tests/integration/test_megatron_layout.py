@@ -9,13 +9,10 @@ import pytest
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
-from realloc.core.transfer import Endpoint
 from realloc.reallocation.families import canonical_tensors
-from realloc.reallocation.layouts.provider import local_parameters
-from realloc.reallocation.planner import plan_transfer
-from realloc.reallocation.reference import execute
 from tests.support.megatron_building import built
 from tests.support.rank_processes import RankProcesses
+from tests.support.stored_layouts import stored
 
 NUM_RANKS = 4
 DENSE = ModelArchitecture(
@@ -78,8 +75,13 @@ def test_every_rank_has_the_parameters_layers_and_experts_that_megatron_gives_it
     """Names and shapes are those of the model that Megatron-core builds on the rank, and what a
     plan brings there is of the layer and the expert that Megatron-core takes it for."""
     parsed = ParallelStrategy.parse(strategy)
-    layout = Layout(kind=LayoutKind.MEGATRON, strategy=parsed, devices=tuple(range(NUM_RANKS)))
-    held = numbered(architecture, layout)
+    devices = tuple(range(1, 1 + NUM_RANKS))
+    layout = Layout(kind=LayoutKind.MEGATRON, strategy=parsed, devices=devices)
+    numbered = {
+        tensor.name: np.full(tensor.shape, number_of(tensor.name), np.float32)
+        for tensor in canonical_tensors(architecture)
+    }
+    held = stored(architecture, layout, numbered)
     arguments = [(architecture, parsed, rank, meeting) for rank in range(NUM_RANKS)]
     for rank, found in enumerate(ranks.run(built, arguments)):
         shapes = {name: array.shape for name, array in held[rank].items()}
@@ -90,34 +92,6 @@ def test_every_rank_has_the_parameters_layers_and_experts_that_megatron_gives_it
                 for part in ("linear_fc1", "linear_fc2"):
                     name = f"{begin}mlp.experts.local_experts.{local}.{part}.weight"
                     assert (held[rank][name] == layer + _EXPERT * (expert + 1)).all()
-
-
-def numbered(architecture: ModelArchitecture, layout: Layout) -> list[dict[str, np.ndarray]]:
-    """What each rank gets of a checkpoint whose tensors are filled with their numbers."""
-    source = Layout(kind=LayoutKind.HUGGINGFACE, strategy=ParallelStrategy(), devices=(NUM_RANKS,))
-    plan = plan_transfer(
-        architecture,
-        source,
-        layout,
-        source_endpoints=[Endpoint(name="checkpoint", device=NUM_RANKS, node=0)],
-        destination_endpoints=[
-            Endpoint(name=f"{rank}", device=rank, node=0) for rank in range(NUM_RANKS)
-        ],
-        dtype="float32",
-    )
-    held = [
-        {
-            each.name: np.zeros(each.shape, np.float32)
-            for each in local_parameters(architecture, layout, rank).parameters
-        }
-        for rank in range(NUM_RANKS)
-    ]
-    checkpoint = {
-        tensor.name: np.full(tensor.shape, number_of(tensor.name), np.float32)
-        for tensor in canonical_tensors(architecture)
-    }
-    execute(plan, {"checkpoint": checkpoint}, {f"{rank}": of for rank, of in enumerate(held)})
-    return held
 
 
 def number_of(name: str) -> int:

@@ -4,19 +4,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from realloc.core.layout import Layout, LayoutKind
 from realloc.core.model import ModelArchitecture
 from realloc.core.strategy import ParallelStrategy
-from realloc.core.transfer import Endpoint
 from realloc.reallocation.families import KNOWN_FAMILIES
-from realloc.reallocation.layouts.provider import local_parameters
-from realloc.reallocation.planner import plan_transfer
-from realloc.reallocation.reference import execute
 from tests.support.rank_processes import RankProcesses
+from tests.support.stored_layouts import stored
 from tests.support.vllm_loading import loaded
 from tests.tiny_models import tiny_hf_model
 
@@ -56,28 +52,12 @@ def test_every_rank_holds_what_vllm_loads_there(
     tiny_hf_model(family, 1, tmp_path, num_key_value_heads=key_value_heads)
     config = json.loads((tmp_path / "config.json").read_text())
     architecture = ModelArchitecture.from_hf_config(config)
-    source = Layout(kind=LayoutKind.HUGGINGFACE, strategy=ParallelStrategy(), devices=(0,))
     strategy = ParallelStrategy(tensor=tensor, pipeline=pipeline)
-    target = Layout(kind=LayoutKind.VLLM, strategy=strategy, devices=(1, 2))
-    plan = plan_transfer(
-        architecture,
-        source,
-        target,
-        source_endpoints=[Endpoint(name="checkpoint", device=0, node=0)],
-        destination_endpoints=[Endpoint(name=f"{rank}", device=rank, node=0) for rank in (1, 2)],
-        dtype="float32",
-    )
-    expected = {
-        f"{1 + rank}": {
-            each.name: np.zeros(each.shape, np.float32)
-            for each in local_parameters(architecture, target, rank).parameters
-        }
-        for rank in range(NUM_RANKS)
-    }
-    execute(plan, {"checkpoint": load_file(tmp_path / "model.safetensors")}, expected)
+    layout = Layout(kind=LayoutKind.VLLM, strategy=strategy, devices=(1, 2))
+    expected = stored(architecture, layout, load_file(tmp_path / "model.safetensors"))
     arguments = [(str(tmp_path), rank, tensor, pipeline, meeting) for rank in range(NUM_RANKS)]
     for rank, found in enumerate(ranks.run(loaded, arguments, timeout_seconds=120)):
-        wanted = expected[f"{1 + rank}"]
+        wanted = expected[rank]
         if pipeline > 1:  # some models have on every stage what the first or the last one uses
             unused = OUTER - wanted.keys()
             found = {name: array for name, array in found.items() if name not in unused}
