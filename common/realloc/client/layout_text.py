@@ -54,6 +54,10 @@ def _place(strategy: ParallelStrategy, rank: int) -> dict[str, int]:
     return place
 
 
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
 def render_difference(
     stored: StoredModel, source: Layout, target: Layout, plan: TransferPlan
 ) -> str:
@@ -88,7 +92,7 @@ def render_difference(
     return "\n".join(
         (
             _model_line(stored),
-            f"{source.short} → {target.short}, {plan.programs[0].num_rounds} rounds",
+            f"{source.short} → {target.short}, in {_rounds(plan.programs[0].num_rounds)}",
             "",
             *_table(rows),
             "",
